@@ -1,0 +1,5 @@
+"""GPyTorch, with exact GPs on plain tensors behind ``gpytorch.settings.use_torch_tensors``."""
+
+from . import _upstream
+
+_upstream.lay_over(__name__)
