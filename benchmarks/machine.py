@@ -1,0 +1,94 @@
+"""The conditions of a measurement: processor, threads, versions, commit, date. No host name."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ("gpytorch", "benchmarks/*.py")  # a change elsewhere (README, tests, results) leaves the rows valid
+
+
+def _version(distribution: str, missing: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return missing
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of what is measured."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpytorch": _version("gpytorch", "unknown"),
+        "linear_operator": _version("linear_operator", "unknown"),
+        "overlay": _version("gpytorch-tensors", "checkout"),
+    }
+
+
+def _processor() -> str:
+    """Return the processor's model; `platform` knows only its architecture on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return what the time depends on: processor, threads, memory and, on CUDA, the GPU."""
+    facts = {
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+    }
+    if torch.device(device).type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def commit() -> str:
+    """Return the last commit of the code that is measured, with a hash of what is not committed; or "unknown"."""
+    try:
+        last = _git("log", "-1", "--format=%h", "--", *MEASURED).strip()
+        changes = _git("diff", "HEAD", "--", *MEASURED)
+        for name in _git("ls-files", "--others", "--exclude-standard", "--", *MEASURED).splitlines():
+            changes += name + (ROOT / name).read_text()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{last}+{hashlib.sha256(changes.encode()).hexdigest()[:7]}" if changes else last
+
+
+def stamp(device: str) -> dict[str, Any]:
+    """Return the fields of a row that state its conditions."""
+    return {
+        "versions": versions(),
+        "machine": machine(device),
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def available_bytes(device: str) -> int:
+    """Return how much memory is free on `device`."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

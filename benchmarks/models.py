@@ -1,0 +1,89 @@
+"""The user's code: an exact GP, written as GPyTorch's documentation writes it, and its training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
+
+import gpytorch
+
+KERNELS = {"rbf": lambda **kwargs: RBFKernel(**kwargs), "matern": lambda **kwargs: MaternKernel(nu=2.5, **kwargs)}
+KERNEL_TITLES = {"rbf": "RBF", "matern": "Matern 5/2"}
+
+
+class ExactGP(gpytorch.models.ExactGP):
+    """ScaleKernel over an ARD kernel, a constant mean, Gaussian noise."""
+
+    def __init__(self, train_x: torch.Tensor, train_y: torch.Tensor, kernel: str = "rbf") -> None:
+        batch_shape = train_x.shape[:-2]
+        super().__init__(train_x, train_y, gpytorch.likelihoods.GaussianLikelihood(batch_shape=batch_shape))
+        self.mean_module = gpytorch.means.ConstantMean(batch_shape=batch_shape)
+        base = KERNELS[kernel](ard_num_dims=train_x.shape[-1], batch_shape=batch_shape)
+        self.covar_module = ScaleKernel(base, batch_shape=batch_shape)
+
+    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """Return the prior at `x`."""
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def make_model(train_x: torch.Tensor, train_y: torch.Tensor, kernel: str = "rbf") -> ExactGP:
+    """Return a model at GPyTorch's initial hyperparameters, but for the lengthscale.
+
+    Distances grow like sqrt(d); with a lengthscale that does not, the covariance of 64 inputs is the identity and
+    its gradient zero.
+    """
+    model = ExactGP(train_x, train_y, kernel).to(train_x)
+    model.covar_module.base_kernel.lengthscale = math.sqrt(train_x.shape[-1])
+    return model
+
+
+def training_step(model: ExactGP) -> Callable[[], torch.Tensor]:
+    """Return the step without the optimizer: zero_grad, forward, backward. It returns the loss."""
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    (train_x,), train_y = model.train_inputs, model.train_targets
+
+    def step() -> torch.Tensor:
+        model.zero_grad()
+        loss = -mll(model(train_x), train_y).sum()
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def loss_and_gradient(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the loss of a step and the gradients it leaves on `model`'s parameters as one vector in float64."""
+    loss = step()
+    gradients = [parameter.grad.reshape(-1) for parameter in model.parameters()]
+    return torch.cat([loss.reshape(1), *gradients]).detach().double().cpu()
+
+
+def sample_problem(
+    n: int, d: int, dtype: torch.dtype, device: str, batch: int = 1, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs, uniform on the unit cube, and targets: a smooth function of them plus noise.
+
+    :return: Inputs `(n, d)` and targets `(n,)`; with `batch` > 1, `(batch, n, d)` and `(batch, n)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, n) if batch > 1 else (n,)
+    x = torch.rand(*shape, d, generator=generator, dtype=torch.float64)
+    y = torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    y = (y - y.mean(-1, keepdim=True)) / y.std(-1, keepdim=True)
+    return x.to(dtype=dtype, device=device), y.to(dtype=dtype, device=device)
+
+
+@contextmanager
+def dense_at_every_n() -> Iterator[None]:
+    """Let GPyTorch use Cholesky at every n, whatever the process (importing BoTorch, say) has set before.
+
+    Its own limit is n = 800; beyond it, it takes conjugate gradients, another method with another answer.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(gpytorch.settings.max_cholesky_size(10**9))
+        stack.enter_context(gpytorch.settings.fast_computations(True, True, True))
+        yield

@@ -1,0 +1,44 @@
+"""What a run was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; None leaves the choice to the question."""
+
+    device: str = "cpu"
+    dtypes: tuple[str, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+    kernels: tuple[str, ...] | None = None
+    quick: bool = False
+    data: Path | None = None
+    sets: tuple[str, ...] | None = None
+    split: int = 0
+    csv: Path | None = None
+    target: str | None = None
+    steps: int | None = None
+    memory: tuple[float, ...] | None = None
+    output: Path = Path("build/benchmarks")
+    fresh: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the variants of one case are run in turn."""
+        return 0.8 if self.quick else 8.0
+
+    @property
+    def effort(self) -> str:
+        """Rows of a quick run do not stand in for those of a full one."""
+        return "quick" if self.quick else "full"

@@ -1,0 +1,146 @@
+"""Plots of time, and of its ratio to stock, against n."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from .row import Row
+from .rows import grouped
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the marker says it once more.
+COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+}
+
+
+def plain_numbers(axis: matplotlib.axis.Axis) -> None:
+    """Label a logarithmic axis with 0.1, 1, 10 instead of powers."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _ticks_at(axes: Axes, sizes: list[int]) -> None:
+    """Put a tick at every n, but where two would overlap."""
+    kept: list[int] = []
+    for n in sorted(sizes, reverse=True):
+        if not kept or kept[-1] / n > 1.45:
+            kept.append(n)
+    axes.set_xticks(kept, [f"{n:,}" for n in kept])
+    axes.set_xticks([], minor=True)
+
+
+def _line(axes: Axes, number: int, sizes: list[int], values: list[float], label: str) -> None:
+    axes.plot(sizes, values, label=label, linewidth=1.5, markersize=5, **_look(number))
+
+
+def _look(number: int) -> dict[str, str]:
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str) -> Path:
+    """Plot time against n (with the 20 % to 80 % band) beside the ratio of the base's time to each other provider's.
+
+    :param rows: Rows of one setting: a provider and an n each.
+    :param base: The provider the ratios refer to.
+    :param path: The PNG to write.
+    :param title: Title of the figure, with the conditions.
+    :param what: What is timed, for the axis.
+    :return: `path`.
+    """
+    timed = sorted((row for row in rows if row.p50), key=lambda row: row.case.n)
+    base_time = {row.case: row.p50 for row in timed if row.provider == base}
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+        for number, (name, group) in enumerate(grouped(timed, lambda row: row.provider).items()):
+            sizes = [row.case.n for row in group]
+            p20, p50, p80 = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
+            _line(left, number, sizes, p50, name)
+            left.fill_between(sizes, p20, p80, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
+            paired = [row for row in group if row.case in base_time and name != base]
+            if paired:
+                ratios = [base_time[row.case] / row.p50 for row in paired]
+                _line(right, number, [row.case.n for row in paired], ratios, name)
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_xlabel("Number of training points n")
+            _ticks_at(axes, sorted({row.case.n for row in timed}))
+        left.set_yscale("log")
+        plain_numbers(left.yaxis)
+        left.set_ylabel(f"{what} (ms)")
+        left.legend()
+        right.axhline(1, color="0.4", linewidth=1, linestyle="--")
+        right.set_ylabel(f"Time of {base} / time")
+        right.set_ylim(bottom=0)
+        figure.suptitle(title, fontsize=10)
+        return _save(figure, path)
+
+
+def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: Callable[[Row], str]) -> Path:
+    """Plot time, and its ratio to the base's, of problems that have no common axis: one line of dots a problem.
+
+    :param rows: Rows of one setting.
+    :param base: The provider the ratios refer to.
+    :param path: The PNG to write.
+    :param title: Title of the figure, with the conditions.
+    :param what: What is timed, for the axis.
+    :param label: Names the problem of a row.
+    :return: `path`.
+    """
+    names = {row.case: label(row) for row in sorted(rows, key=lambda row: row.case.n, reverse=True)}
+    height = {case: place for place, case in enumerate(names)}
+    base_time = {row.case: row.p50 for row in rows if row.provider == base}
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(9.5, 1.7 + 0.32 * len(names)), layout="constrained", sharey=True
+        )
+        for number, (name, group) in enumerate(grouped(rows, lambda row: row.provider).items()):
+            places = [height[row.case] for row in group]
+            left.hlines(
+                places,
+                [row.p20 * 1e3 for row in group],
+                [row.p80 * 1e3 for row in group],
+                color=COLOURS[number % len(COLOURS)],
+            )
+            left.plot([row.p50 * 1e3 for row in group], places, linestyle="", label=name, **_look(number))
+            if name != base:
+                right.plot([base_time[row.case] / row.p50 for row in group], places, linestyle="", **_look(number))
+        left.set_yticks(range(len(names)), list(names.values()))
+        left.set_ylim(-0.6, len(names) - 0.4)
+        left.set_xscale("log")
+        plain_numbers(left.xaxis)
+        left.set_xlabel(f"{what} (ms)")
+        right.axvline(1, color="0.4", linewidth=1, linestyle="--")
+        right.set_xlim(left=0)
+        right.set_xlabel(f"Time of {base} / time")
+        figure.legend(loc="outside lower center", ncols=4)
+        figure.suptitle(title, fontsize=10)
+        return _save(figure, path)

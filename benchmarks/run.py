@@ -1,0 +1,62 @@
+"""Answer a question: measure what the record does not hold yet, keep it, show it."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+
+from rich.progress import Progress, TaskID
+
+from . import record
+from .machine import stamp
+from .options import Options
+from .row import Case, Row
+from .show import print_table, progress, say
+
+
+def _describe(case: Case) -> str:
+    batch = f" x {case.batch}" if case.batch > 1 else ""
+    return f"{case.question} {case.case} n={case.n}{batch} {case.dtype}"
+
+
+def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
+    bars.update(task, completed=int(100 * fraction))
+
+
+def answer(question: ModuleType, options: Options) -> list[Row]:
+    """Return the rows that answer `question`, measuring those that are not on record under the present conditions.
+
+    :param question: The question's module.
+    :param options: What the run was asked for.
+    """
+    name = question.__name__.rsplit(".", 1)[-1]
+    path = options.output / f"{name}.json"
+    cases = question.cases(options)
+    recorded = record.read(path)
+    answered: list[Row] = []
+    with progress() as bars:
+        overall = bars.add_task(name, total=len(cases))
+        for case in cases:
+            now = Row(case, provider="", mode="", **stamp(case.device))
+            known = [] if options.fresh else record.recall(recorded, case, now)
+            if not known:
+                current = bars.add_task(_describe(case), total=100)
+                known = question.measure(case, options, partial(_advance, bars, current))
+                bars.remove_task(current)
+                recorded = record.supersede(recorded, known)
+                record.write(path, recorded)
+            answered += known
+            bars.advance(overall)
+    return answered
+
+
+def show(question: ModuleType, rows: list[Row], options: Options) -> None:
+    """Print the tables and remarks that `rows` make, and write the pictures."""
+    if not rows:
+        return say("Nothing was measured.")
+    for table in question.tables(rows):
+        print_table(table)
+    for remark in question.remarks(rows) if hasattr(question, "remarks") else []:
+        say(remark)
+    written = [options.output / f"{rows[0].case.question}.json", *question.pictures(rows, options.output)]
+    say("Written: " + ", ".join(map(str, written)))

@@ -1,0 +1,102 @@
+"""Tables, in the terminal and in Markdown, and messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from .row import Row
+
+console = Console()
+if not console.is_terminal:
+    console.width = 120  # in a file nobody resizes the window; rich would assume 80 columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    :param title: What it shows, with its conditions.
+    :param columns: The heads of its columns.
+    :param lines: Its lines.
+    :param caption: How to read it.
+    """
+
+    title: str
+    columns: list[str]
+    lines: list[list[str]]
+    caption: str = ""
+
+
+def say(text: str) -> None:
+    """Print a line above whatever progress bar is running."""
+    console.print(text, markup=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print `table` in the terminal."""
+    rich_table = RichTable(
+        title=table.title, caption=table.caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
+    )
+    for number, column in enumerate(table.columns):
+        rich_table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for line in table.lines:
+        rich_table.add_row(*line)
+    console.print(rich_table)
+
+
+def markdown_table(table: Table) -> str:
+    """Return `table` in Markdown."""
+    lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.lines]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join(part for part in (f"**{table.title}**", body, table.caption) if part)
+
+
+def progress() -> Progress:
+    """Return the progress bars of a run."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return a time in milliseconds with three digits, or a dash."""
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}" if seconds < 0.9995 else f"{seconds * 1e3:,.0f}"
+
+
+def time_with_spread(row: Row | None) -> str:
+    """Return the median time of `row` in milliseconds with its 20 % and 80 % quantiles."""
+    if row is None or row.p50 is None:
+        return "-"
+    return f"{milliseconds(row.p50)} [{milliseconds(row.p20)}, {milliseconds(row.p80)}]"
+
+
+def ratio(base: Row | None, row: Row | None) -> float | None:
+    """Return the median time of `base` over that of `row`; they were run in turn."""
+    return None if base is None or row is None or not row.p50 or not base.p50 else base.p50 / row.p50
+
+
+def mebibytes(row: Row) -> str:
+    """Return the peak memory of `row` in MiB."""
+    return "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.1f}"
+
+
+def times(value: float | None) -> str:
+    """Return a ratio as text."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def conditions(row: Row) -> str:
+    """Return in a line on what `row` was measured."""
+    device = f"{row.machine['gpu']}, " if "gpu" in row.machine else ""
+    return f"{device}{row.machine['cpu']}, {row.machine['threads']} threads"
+
+
+def software(row: Row) -> str:
+    """Return in a line with what `row` was measured."""
+    names = ", ".join(f"{name} {version}" for name, version in row.versions.items())
+    return f"{names}; commit {row.commit}; {row.date}"

@@ -1,0 +1,241 @@
+"""The main job: train exact GPs on real data, side by side, and compare time, loss, test error, hyperparameters.
+
+Every way starts from the same hyperparameters. The steps are taken in turn (one of each, then the next), so that all
+trainings end at the same time. A step is what a user waits for: zero_grad, forward, backward and Adam's update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from . import peak, plot
+from .data import DataSet, load
+from .machine import stamp
+from .models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
+from .options import DTYPES, Options
+from .row import Case, Row
+from .rows import by_provider, grouped, setting
+from .show import Table, conditions, mebibytes, ratio, software, time_with_spread, times
+from .timing import spread, timed
+from .ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
+
+TITLE = "Training on real data: time, loss and test error with the flag off and on"
+PROVIDERS = (STOCK, LOG_PROB, TENSORS)
+LARGEST = 2000  # of large sets the first rows are used, unless --n says how many
+LEARNING_RATE = 0.1
+WARM_UP = 3  # steps that are taken but not timed
+
+# Two optimizations that round differently drift apart a little; beyond this they found something else.
+SAME = {"float64": 1e-4, "float32": 5e-2}
+
+
+@lru_cache(maxsize=1)
+def _data_sets(options: Options) -> dict[tuple[str, int], DataSet]:
+    """Return the data sets cut to the sizes that were asked for, by name and n."""
+    sizes = options.sizes or ((500,) if options.quick else (LARGEST,))
+    cut = {}
+    for data in load(options):
+        for n in sorted({min(size, len(data.train_y)) for size in sizes}):
+            cut[data.name, n] = dataclasses.replace(data, train_x=data.train_x[:n], train_y=data.train_y[:n])
+    return cut
+
+
+def _steps(options: Options) -> int:
+    return options.steps or (20 if options.quick else 200)
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each data set, n, kernel and data type."""
+    steps = _steps(options)
+    return [
+        Case(
+            question="uci",
+            case=name,
+            n=n,
+            d=data.train_x.shape[1],
+            dtype=dtype,
+            device=options.device,
+            kernel=kernel,
+            settings=f"{steps} steps of Adam; split {options.split}, data {data.fingerprint}",
+        )
+        for dtype in options.dtypes or ("float64",)
+        for kernel in options.kernels or ("rbf",)
+        for (name, n), data in _data_sets(options).items()
+    ]
+
+
+def _hyperparameters(model: ExactGP) -> torch.Tensor:
+    """Return noise, outputscale and lengthscales, and last the mean."""
+    parts = [
+        model.likelihood.noise,
+        model.covar_module.outputscale,
+        model.covar_module.base_kernel.lengthscale,
+        model.mean_module.constant,
+    ]
+    return torch.cat([part.detach().reshape(-1).double().cpu() for part in parts])
+
+
+def _difference(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the largest relative difference of hyperparameters; the mean's is in units of the target."""
+    scale = reference.abs()
+    scale[-1] = 1.0
+    return float(((found - reference).abs() / scale).max())
+
+
+def _test_error(model: ExactGP, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    """Return RMSE and mean negative log predictive density, in standardized units."""
+    model.eval()
+    with torch.no_grad():
+        prediction = model.likelihood(model(x))
+        mean, variance = prediction.mean, prediction.variance
+    squared = (mean - y) ** 2
+    density = 0.5 * (torch.log(2 * torch.pi * variance) + squared / variance)
+    return {"rmse": float(squared.mean().sqrt()), "nll": float(density.mean())}
+
+
+def _optimization(model: ExactGP) -> Callable[[], torch.Tensor]:
+    """Return a step of Adam, which returns the loss before it."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    gradient = training_step(model)
+
+    def step() -> torch.Tensor:
+        loss = gradient()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Train the same model in every way, a step of each in turn."""
+    data = _data_sets(options)[case.case, case.n]
+    steps = _steps(options)
+    train_x, train_y, test_x, test_y = (
+        torch.as_tensor(array, dtype=DTYPES[case.dtype], device=case.device)
+        for array in (data.train_x, data.train_y, data.test_x, data.test_y)
+    )
+    models = {way: make_model(train_x, train_y, case.kernel) for way in PROVIDERS}
+    optimizations = {way: _optimization(model) for way, model in models.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in PROVIDERS}
+    peaks, errors, losses = {}, {}, {}
+    with dense_at_every_n():
+        for done in range(steps):
+            for way, step in optimizations.items():
+                with WAYS[way]():
+                    seconds[way].append(timed(step, case.device))
+            advance((done + 1) / steps)
+        for way, model in models.items():
+            with WAYS[way]():
+                final = training_step(model)
+                losses[way] = float(final())
+                peaks[way] = peak.peak_bytes(final, case.device)
+                errors[way] = _test_error(model, test_x, test_y)
+    found = {way: _hyperparameters(model) for way, model in models.items()}
+    return [
+        Row(
+            case=case,
+            provider=way,
+            mode="step with Adam",
+            **spread(seconds[way][WARM_UP:] or seconds[way]),
+            peak_memory=peaks[way],
+            values={
+                "loss": losses[way],
+                **errors[way],
+                "test_rows": len(test_y),
+                "training_seconds": sum(seconds[way]),
+                "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
+                "hyperparameter_difference": _difference(found[way], found[STOCK]),
+            },
+            **stamp(case.device),
+        )
+        for way in PROVIDERS
+    ]
+
+
+def _alike(row: Row) -> tuple:
+    """Return the setting of `row` without the data's checksum."""
+    *shared, settings = setting(row)
+    return (*shared, settings.split(";")[0])
+
+
+def _title(row: Row) -> str:
+    *_, settings = _alike(row)
+    return f"{KERNEL_TITLES[row.case.kernel]}, {row.case.dtype}, {settings}; {conditions(row)}"
+
+
+def _lines(rows: list[Row], cells: Callable[[dict[str, Row], Row], list[str]]) -> list[list[str]]:
+    """Return a table's lines, one for each row, with the data's name on the first of its lines only."""
+    lines = []
+    for together in grouped(rows, lambda row: row.case).values():
+        named = by_provider(together)
+        for number, row in enumerate(together):
+            problem = [row.case.case, f"{row.case.n:,}"] if number == 0 else ["", ""]
+            lines.append([*problem, row.provider, *cells(named, row)])
+    return lines
+
+
+def _times(rows: list[Row]) -> Table:
+    return Table(
+        title=f"Training on real data: time. {_title(rows[0])}",
+        columns=["data", "n", "way", "step (ms)", "ratio", "MiB"],
+        lines=_lines(rows, lambda named, row: [time_with_spread(row), times(ratio(named[STOCK], row)), mebibytes(row)]),
+        caption=(
+            "Step of training (with Adam's): median and [20 %, 80 %] quantiles, the ways in turn; ratio: stock / way; "
+            f"MiB: peak memory of the step. {WAYS_CAPTION} {software(rows[0])}."
+        ),
+    )
+
+
+def _results(rows: list[Row]) -> Table:
+    def cells(_: dict[str, Row], row: Row) -> list[str]:
+        difference = row.values["hyperparameter_difference"]
+        agreement = "same" if difference <= SAME[row.case.dtype] else "DIFFER"
+        figures = [f"{row.values[name]:.3f}" for name in ("loss", "rmse", "nll")]
+        return [*figures, "-" if row.provider == STOCK else f"{agreement} ({difference:.0e})"]
+
+    return Table(
+        title=f"Training on real data: result. {_title(rows[0])}",
+        columns=["data", "n", "way", "loss", "RMSE", "NLL", "hyperparameters"],
+        lines=_lines(rows, cells),
+        caption=(
+            "Loss: negative log marginal likelihood a point, at the end; RMSE, NLL: of the test rows, in standardized "
+            f"units; hyperparameters: the same as stock's to {SAME[rows[0].case.dtype]:.0e} or not, and the largest "
+            "relative difference."
+        ),
+    )
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return a table of times and one of results for each machine, data type, kernel and number of steps."""
+    return [made for group in grouped(rows, _alike).values() for made in (_times(group), _results(group))]
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot step time and ratio, one picture for each of the tables."""
+    return [
+        plot.dots(
+            group,
+            base=STOCK,
+            path=folder / f"uci-{first.case.device}-{first.case.kernel}-{first.case.dtype}.png",
+            title=f"Training on real data: {_title(first)}",
+            what="Time of a training step",
+            label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
+        )
+        for group in grouped(rows, _alike).values()
+        for first in group[:1]
+    ]
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """Return a line for every data set on which a way found other hyperparameters than stock."""
+    return [
+        f"{row.case.case}, n = {row.case.n:,}: {row.provider} found other hyperparameters than stock "
+        f"(largest relative difference {row.values['hyperparameter_difference']:.1e})."
+        for row in rows
+        if row.values["hyperparameter_difference"] > SAME[row.case.dtype]
+    ]

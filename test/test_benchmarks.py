@@ -1,0 +1,341 @@
+"""The benchmarks: what they read, what they keep, what they write. No test looks at how fast anything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: rich")
+pytest.importorskip("matplotlib", reason="the benchmarks need the extra [benchmarks]: matplotlib")
+pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]: psutil")
+
+from benchmarks import agreement, machine, peak, record, run, timing, uci
+from benchmarks.__main__ import QUESTIONS, main
+from benchmarks.data import load
+from benchmarks.options import InputError, Options
+from benchmarks.row import Case, Row
+from benchmarks.show import Table, markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+PNG = b"\x89PNG"
+
+
+def make_rows(question: str = "uci", sizes=(20, 40), commit: str = "abc") -> list[Row]:
+    values = {
+        "loss": 1.0,
+        "rmse": 0.5,
+        "nll": 0.7,
+        "hyperparameter_difference": 0.0,
+    }
+    return [
+        Row(
+            Case(question, "iris", n, 3, "float64", "cpu", settings="20 steps; split 0"),
+            provider=way,
+            mode="step",
+            p20=speed * n * 0.9,
+            p50=speed * n,
+            p80=speed * n * 1.1,
+            peak_memory=1000,
+            values=values,
+            versions={"python": "3", "torch": "2"},
+            machine={"cpu": "a processor", "threads": 2},
+            commit=commit,
+            date="2000-01-01",
+        )
+        for n in sizes
+        for way, speed in (("stock", 2e-3), ("tensors", 1e-3))
+    ]
+
+
+class TestWhatTheUserGives:
+    @pytest.fixture
+    def table(self, tmp_path):
+        def write(text: str) -> Path:
+            path = tmp_path / "table.csv"
+            path.write_text(text)
+            return path
+
+        return write
+
+    good = "a,b,y\n" + "\n".join(f"{i},{i * i % 7},{i % 5}" for i in range(30)) + "\n"
+
+    def test_table(self, table):
+        (data,) = load(Options(csv=table(self.good), target="y"))
+        assert data.name == "table"
+        assert data.train_x.shape == (24, 2) and data.test_x.shape == (6, 2)
+        np.testing.assert_allclose(data.train_x.mean(0), 0, atol=1e-12)
+        np.testing.assert_allclose(data.train_x.std(0), 1)
+        np.testing.assert_allclose([data.train_y.mean(), data.train_y.std()], [0, 1], atol=1e-12)
+
+    def test_constant_input_is_kept_as_zero(self, table):
+        text = "a,b,y\n" + "\n".join(f"{i},3,{i % 5}" for i in range(30))
+        (data,) = load(Options(csv=table(text), target="y"))
+        assert (data.train_x[:, 1] == 0).all() and (data.test_x[:, 1] == 0).all()
+
+    @pytest.mark.parametrize(
+        "text, target, message",
+        [
+            ("a,b,y\n1,x,3\n2,z,4\n", "y", "too few rows: 2, and at least 10"),
+            (good.replace("3,2,3\n", "3,red,3\n"), "y", "column 'b' holds text ('red')"),
+            (
+                good.replace("3,2,3\n", "3,,3\n"),
+                "y",
+                "column 'b' has 1 missing or infinite value(s), first in data row 4",
+            ),
+            (good.replace("3,2,3\n", "3,inf,3\n"), "y", "column 'b' has 1 missing or infinite"),
+            (good.replace("3,2,3\n", "3,2,nan\n"), "y", "column 'y' has 1 missing or infinite"),
+            ("a,y\n" + "".join(f"{i},7\n" for i in range(30)), "y", "the target is constant (7)"),
+            (good, "price", "no column 'price'; it has a, b, y"),
+            (good, None, "Name the column to predict with --target"),
+            ("y\n" + "".join(f"{i}\n" for i in range(30)), "y", "no column but the target"),
+            ("1,2\n" + "".join(f"{i},{i}\n" for i in range(30)), "2", "no header"),
+            ("", "y", "is empty"),
+            ("a,y\n" + "1,2,3\n" * 20, "y", "more values than its header has names"),
+            ("a,y\n1,2\n1,2,3\n" * 20, "y", "not a table"),
+        ],
+    )
+    def test_bad_table(self, table, text, target, message, capsys):
+        words = ["uci", "--csv", str(table(text))] + (["--target", target] if target else [])
+        self.expect(words, message, capsys)
+
+    @staticmethod
+    def expect(words, message, capsys):
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1 and "Traceback" not in err
+        assert out == ""
+
+    def test_missing_table(self, tmp_path, capsys):
+        self.expect(["--csv", str(tmp_path / "none.csv"), "--target", "y"], "There is no file", capsys)
+        self.expect(["--csv", str(tmp_path), "--target", "y"], "is a folder", capsys)
+
+    def test_table_that_is_not_text(self, tmp_path, capsys):
+        (tmp_path / "t.csv").write_bytes(bytes(range(128, 256)) * 10)
+        self.expect(["--csv", str(tmp_path / "t.csv"), "--target", "y"], "not a table", capsys)
+
+    def test_contradictions(self, tmp_path, capsys):
+        self.expect(["--csv", "a.csv", "--data", "b"], "not both", capsys)
+        self.expect(["--target", "y"], "--csv FILE", capsys)
+        self.expect(["--sets", "iris,moon"], "No data set called moon; there are iris, diabetes, digits", capsys)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+    def test_missing_device(self, capsys):
+        self.expect(["--device", "cuda"], "The device 'cuda' cannot be used here", capsys)
+
+    def test_unknown_device(self, capsys):
+        self.expect(["--device", "abacus"], "The device 'abacus' cannot be used here", capsys)
+
+    @pytest.mark.parametrize(
+        "words",
+        [["poker"], ["--n", "0"], ["--n", "ten"], ["--dtype", "float16"], ["--kernel", "x"], ["--memory", "-1"]],
+    )
+    def test_bad_words(self, words, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+class TestFolder:
+    @staticmethod
+    def write(folder: Path, values: np.ndarray, mask: np.ndarray) -> None:
+        folder.mkdir()
+        for name, array in (("data", values), ("test_mask", mask)):
+            with gzip.open(folder / f"{name}.csv.gz", "wt") as file:
+                np.savetxt(file, array, delimiter=",")
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        rng = np.random.default_rng(0)
+        mask = np.zeros((30, 2))
+        mask[:5, 0] = mask[5:12, 1] = 1
+        self.write(tmp_path / "small", rng.normal(size=(30, 4)), mask)
+        return tmp_path
+
+    def test_split(self, folder):
+        assert [len(load(Options(data=folder, split=s))[0].test_y) for s in (0, 1)] == [5, 7]
+        assert load(Options(data=folder / "small"))[0].name == "small"
+
+    def test_complaints(self, folder, tmp_path):
+        for options, message in (
+            (Options(data=tmp_path / "none"), "There is no folder"),
+            (Options(data=folder, split=2), "splits 0 to 1; there is no split 2"),
+            (Options(data=folder, sets=("large",)), "No data set called large; there are small"),
+        ):
+            with pytest.raises(InputError, match=message):
+                load(options)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError, match=r"no sub-folder with a data\.csv\.gz"):
+            load(Options(data=tmp_path / "empty"))
+        (folder / "small" / "test_mask.csv.gz").unlink()
+        with pytest.raises(InputError, match=r"There is no file .*test_mask"):
+            load(Options(data=folder))
+
+    def test_mask_of_another_length(self, tmp_path):
+        self.write(tmp_path / "odd", np.eye(12), np.ones((3, 1)))
+        with pytest.raises(InputError, match=r"has 3 rows, and data\.csv\.gz beside it has 12"):
+            load(Options(data=tmp_path))
+
+    @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the folder shared/data does not lie beside the checkout")
+    def test_real_data(self):
+        found = {data.name: data for data in load(Options(data=REAL_DATA))}
+        assert set(found) == {"energy", "concrete", "airfoil", "wine", "pol", "elevators", "bike"}
+        assert len(found["energy"].train_y) + len(found["energy"].test_y) == 768
+        assert found["pol"].train_x.shape[1] == 26
+        assert all(np.isfinite(data.train_x).all() and np.isfinite(data.test_x).all() for data in found.values())
+
+
+class TestRecord:
+    def test_schema(self):
+        row = make_rows()[0]
+        flat = json.loads(json.dumps(row.as_dict()))
+        assert Row.from_dict(flat) == row
+        asked = "question provider n d batch dtype device mode p20 p50 p80 peak_memory versions machine commit date"
+        assert set(asked.split()) <= set(flat)
+
+    def test_conditions_name_no_host(self):
+        import platform
+
+        stamp = machine.stamp("cpu")
+        assert set(stamp["versions"]) >= {"python", "torch", "gpytorch", "linear_operator", "overlay"}
+        assert stamp["machine"]["threads"] == torch.get_num_threads() and stamp["machine"]["cpu"]
+        host = platform.node()
+        assert not host or host not in json.dumps(stamp).split('"')
+
+    def test_file(self, tmp_path):
+        path = tmp_path / "folder" / "rows.json"
+        assert record.read(path) == []
+        record.write(path, make_rows())
+        assert record.read(path) == make_rows()
+        path.write_text("[{]")
+        with pytest.raises(InputError, match="move it away"):
+            record.read(path)
+
+    def test_other_commit_is_not_reused(self):
+        rows = make_rows()
+        now = rows[0]
+        assert record.recall(rows, now.case, now) == rows[:2]
+        assert record.recall(rows, now.case, dataclasses.replace(now, commit="def")) == []
+        assert record.recall(rows, now.case, dataclasses.replace(now, machine={"cpu": "another"})) == []
+        assert record.recall(rows, now.case, dataclasses.replace(now, versions={"torch": "3"})) == []
+
+    def test_new_rows_take_the_place_of_old_ones(self):
+        new = make_rows(commit="def")[:2]
+        assert record.supersede(make_rows(), new) == make_rows()[2:] + new
+
+    def test_interrupted_run_goes_on(self, tmp_path):
+        measured = []
+
+        def measure(case, options, advance):
+            if len(measured) == 1 and not options.fresh:
+                measured.append("interrupted")
+                raise KeyboardInterrupt
+            measured.append(case.n)
+            return [Row(case, provider="stock", mode="step", p50=1.0, **machine.stamp("cpu"))]
+
+        question = SimpleNamespace(
+            __name__="benchmarks.toy",
+            cases=lambda options: [Case("toy", "x", n, 1, "float64", "cpu") for n in (1, 2, 3)],
+            measure=measure,
+        )
+        options = Options(output=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            run.answer(question, options)
+        assert [row.case.n for row in record.read(tmp_path / "toy.json")] == [1]
+        assert [row.case.n for row in run.answer(question, options)] == [1, 2, 3]
+        assert measured == [1, "interrupted", 2, 3]
+        run.answer(question, options)
+        assert measured == [1, "interrupted", 2, 3]
+        run.answer(question, Options(output=tmp_path, fresh=True))
+        assert measured == [1, "interrupted", 2, 3, 1, 2, 3]
+        assert len(record.read(tmp_path / "toy.json")) == 3
+
+
+class TestMeasuring:
+    def test_variants_take_turns(self):
+        calls = []
+        variants = {
+            "a": timing.Variant(lambda: calls.append("a")),
+            "b": timing.Variant(lambda: calls.append("b"), prepare=lambda: calls.append("-")),
+        }
+        times = timing.in_turn(variants, "cpu", seconds=0, least=3)
+        assert calls == ["a", "a", "-", "b", "-", "b"] + ["a", "-", "b"] * 3
+        assert [len(t) for t in times.values()] == [3, 3]
+
+    def test_spread(self):
+        assert timing.spread([3.0, 1.0, 2.0, 4.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
+
+    def test_peak_counts_what_is_released_again(self):
+        def work():
+            a = torch.ones(1000, 1000, dtype=torch.float64)
+            b = a + a
+            del a
+            return b.exp_().sum()
+
+        trace = peak.trace_bytes(work, "cpu")
+        assert 16_000_000 <= max(trace) < 16_100_000
+        assert trace[-1] < 1000
+        assert peak.python_peak_bytes(lambda: np.ones(10**6)) >= 8_000_000
+
+    def test_disagreement_stops_the_clock(self):
+        right = torch.tensor([1.0, 2.0])
+        assert agreement.check_same({"a": right, "b": right}, "float64", "loss") == {"a": 0, "b": 0}
+        for wrong in (right + 1e-3, right * float("nan")):
+            with pytest.raises(agreement.Disagreement, match="loss: b differs from a"):
+                agreement.check_same({"a": right, "b": wrong}, "float64", "loss")
+
+
+class TestShowing:
+    def test_markdown(self):
+        text = markdown_table(Table("title", ["a", "b"], [["1", "2"]], "caption"))
+        assert text == "**title**\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n\ncaption"
+
+    def test_main_job_tables_and_pictures(self, tmp_path):
+        rows = make_rows()
+        time, result = uci.tables(rows)
+        assert [line[:3] for line in time.lines] == [
+            ["iris", "20", "stock"],
+            ["", "", "tensors"],
+            ["iris", "40", "stock"],
+            ["", "", "tensors"],
+        ]
+        assert [line[4] for line in time.lines] == ["1.00", "2.00"] * 2
+        assert result.lines[1][-1] == "same (0e+00)"
+        assert [path.read_bytes()[:4] for path in uci.pictures(rows, tmp_path)] == [PNG]
+        assert uci.remarks(rows) == []
+
+    def test_other_hyperparameters_are_told(self):
+        rows = make_rows()
+        rows[1].values["hyperparameter_difference"] = 0.5
+        assert "DIFFER (5e-01)" in uci.tables(rows)[1].lines[1][-1]
+        assert "found other hyperparameters than stock" in uci.remarks(rows)[0]
+
+
+def test_main_job_from_the_command_line(tmp_path):
+    words = ["--quick", "--n", "20", "--steps", "3", "--sets", "iris", "--output"]
+    command = [sys.executable, "-m", "benchmarks", *words, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Training on real data" in done.stdout and "iris" in done.stdout
+    rows = record.read(tmp_path / "uci.json")
+    assert [row.provider for row in rows] == list(uci.PROVIDERS)
+    assert all(row.p20 <= row.p50 <= row.p80 and row.peak_memory > 0 for row in rows)
+    assert all(row.values["hyperparameter_difference"] < 1e-6 for row in rows)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_help_lists_every_question(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in QUESTIONS)
