@@ -2,8 +2,9 @@
 
 1. The overlay's ``gpytorch`` comes first on ``sys.path``. :func:`lay_over` continues its ``__path__`` with the
    installed package's, so that every module the overlay lacks is the installed one.
-2. Each module the overlay does have begins with ``_upstream.extend(__name__)``, which runs the installed module of that name in
-   the same namespace. There is one ``gpytorch.settings``, one ``MultivariateNormal``: the same names, the same pickles.
+2. Each module the overlay does have begins with ``_upstream.extend(__name__)``, which runs the installed module of
+   that name in the same namespace. There is one ``gpytorch.settings``, one ``MultivariateNormal``: the same names,
+   the same pickles.
 3. What the overlay changes it changes by assigning methods on the installed classes. :func:`replaces` notes each
    assignment and :func:`install` makes them all at once, or none of them.
 """
@@ -14,6 +15,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -21,21 +23,24 @@ from pathlib import Path
 SUPPORTED = ("1.15", "1.15.2")  # the first and the last release of GPyTorch that the test suite ran against
 
 _HERE = Path(__file__).resolve().parent
-_ADVICE = "Install gpytorch>={},<={}, or a release of gpytorch-tensors that was tested with yours".format(*SUPPORTED)
+_REQUIREMENT = "gpytorch>={},<={}".format(*SUPPORTED)
+_TESTED = "this overlay was tested with {} to {}".format(*SUPPORTED)
 
 _replacements: list[tuple[type, str, Callable]] = []
 
 
 def _find() -> ModuleSpec:
     """Return the spec of the installed GPyTorch: the first ``gpytorch`` on the path that is not an overlay."""
-    for finder in list(sys.meta_path):
+    for finder in sys.meta_path:
+        # PathFinder would stop at the overlay, so it looks at one entry of the path at a time. The others (an editable
+        # install has its own) know of one package only.
         for path in [[entry] for entry in sys.path] if finder is PathFinder else [None]:
             spec = finder.find_spec("gpytorch", path) if hasattr(finder, "find_spec") else None
             if spec and spec.origin and not (Path(spec.origin).parent / Path(__file__).name).exists():
                 return spec
     raise ImportError(
         "gpytorch-tensors lies over an installed GPyTorch, and none was found. Install it with "
-        f"`pip install 'gpytorch>={SUPPORTED[0]},<={SUPPORTED[1]}'`.",
+        f"`pip install '{_REQUIREMENT}'`.",
         name="gpytorch",
     )
 
@@ -44,27 +49,33 @@ _ROOT = Path(_find().origin).parent
 
 
 def _run(file: Path, name: str) -> None:
-    spec = spec_from_file_location(name, file)
-    spec.loader.exec_module(sys.modules[name])
-    sys.modules[name].__file__ = str(file)  # inspect.getsource(cls) looks here; functions know their own file
+    module = sys.modules[name]
+    module.__file__ = str(file)  # inspect.getsource(cls) looks here; functions know their own file
+    spec_from_file_location(name, file).loader.exec_module(module)
 
 
-def upstream_version() -> str:
-    """Return the version that the installed GPyTorch gives itself."""
-    namespace: dict = {}
-    version = _ROOT / "version.py"
-    if version.exists():
-        exec(compile(version.read_text(), str(version), "exec"), namespace)
-    return namespace.get("version", "of unknown version")
+def upstream_version() -> str | None:
+    """Return the version that the installed GPyTorch gives itself, or None where it gives none."""
+    try:
+        return import_module("gpytorch.version").version
+    except (ImportError, AttributeError):  # a checkout that was never built
+        return None
 
 
-def is_supported(version: str) -> bool:
-    """Return whether `version` lies in the range of releases that the test suite ran against."""
-    numbers = version.split("+")[0].split(".")
-    if len(numbers) < 2 or not all(part.isdigit() for part in numbers):
+def is_supported(version: str | None) -> bool:
+    """Return whether `version` is a release in the range that the test suite ran against.
+
+    :param version: A version of GPyTorch, or None for an unknown one.
+    """
+
+    def numbers(release: str) -> list[int]:
+        parts = [int(part) for part in release.partition("+")[0].split(".")]
+        return parts + [0] * (4 - len(parts))  # 1.15 is 1.15.0
+
+    try:
+        return version is not None and numbers(SUPPORTED[0]) <= numbers(version) <= numbers(SUPPORTED[1])
+    except ValueError:  # a pre-release or development version
         return False
-    low, high = (tuple(int(part) for part in (bound + ".0").split(".")[:3]) for bound in SUPPORTED)
-    return low <= tuple(int(part) for part in (numbers + ["0"])[:3]) <= high
 
 
 def lay_over(package: str) -> None:
@@ -74,17 +85,25 @@ def lay_over(package: str) -> None:
 
     :param package: The name of the package: "gpytorch".
     """
-    module = sys.modules[package]
-    module.__path__ = [str(_HERE), str(_ROOT)]
-    __import__(f"{package}.settings")
+    path = sys.modules[package].__path__
+    path[:] = [str(_HERE), str(_ROOT)]
+    import_module(f"{package}.settings")
     version = upstream_version()
-    supported = is_supported(version)
-    if not supported:
-        module.__path__.remove(str(_HERE))
-        _refuse(f"the installed GPyTorch is {version}, and this overlay was tested with {' to '.join(SUPPORTED)}")
-    _run(_ROOT / "__init__.py", package)
-    if supported:
-        install(version)
+    if is_supported(version):
+        _run(_ROOT / "__init__.py", package)
+        misfit = install()
+    else:
+        path.remove(str(_HERE))
+        _run(_ROOT / "__init__.py", package)
+        misfit = "its version is not one of them"
+    if misfit:
+        warnings.warn(
+            f"gpytorch-tensors has no effect: the installed GPyTorch is {version or 'of unknown version'}, {_TESTED}, "
+            f"and {misfit}. GPyTorch runs as it is, and settings.use_torch_tensors changes nothing. Install "
+            f"{_REQUIREMENT}, or a release of gpytorch-tensors that was tested with yours.",
+            RuntimeWarning,
+            stacklevel=3,  # whoever imports the package; Python leaves its own import frames out
+        )
 
 
 def extend(name: str) -> None:
@@ -93,12 +112,12 @@ def extend(name: str) -> None:
     :param name: The ``__name__`` of the overlay's module.
     """
     module = sys.modules[name]
-    relative = Path(*name.split(".")[1:])
+    file = _ROOT.joinpath(*name.split(".")[1:])
     if hasattr(module, "__path__"):
-        module.__path__.append(str(_ROOT / relative))
-        _run(_ROOT / relative / "__init__.py", name)
+        module.__path__.append(str(file))
+        _run(file / "__init__.py", name)
     else:
-        _run((_ROOT / relative).with_suffix(".py"), name)
+        _run(file.with_suffix(".py"), name)
 
 
 def replaces(owner: type, name: str | None = None) -> Callable[[Callable], Callable]:
@@ -117,34 +136,25 @@ def replaces(owner: type, name: str | None = None) -> Callable[[Callable], Calla
     return note
 
 
-def _parameters(function: Callable) -> list[tuple]:
-    return [(p.name, p.kind) for p in inspect.signature(function).parameters.values()]
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.replace(annotation=parameter.empty) for parameter in parameters]
 
 
-def install(version: str) -> None:
-    """Make every noted replacement, or, if one of them no longer fits what it replaces, none.
+def install() -> str | None:
+    """Make every noted replacement, or, if one of them does not fit what it replaces, none.
 
-    :param version: The installed GPyTorch's version, for the warning.
+    :return: What does not fit, or None.
     """
-    for owner, name, function in _replacements:
+    noted = list(_replacements)
+    _replacements.clear()  # a reload of the package notes nothing anew, and must not replace a replacement
+    for owner, name, function in noted:
         original = getattr(owner, name, None)
-        if original is None or _parameters(original) != _parameters(function):
-            return _refuse(
-                f"{owner.__qualname__}.{name} of the installed GPyTorch {version} has other parameters than in the "
-                f"releases that this overlay was tested with ({' to '.join(SUPPORTED)})"
-            )
-    for owner, name, function in _replacements:
-        original = getattr(owner, name)
-        docs = (inspect.cleandoc(doc) for doc in (original.__doc__, function.__doc__) if doc)
+        if not callable(original) or _parameters(original) != _parameters(function):
+            return f"its {owner.__qualname__}.{name} has other parameters than theirs"
+    for owner, name, function in noted:
+        docs = (inspect.cleandoc(doc) for doc in (getattr(owner, name).__doc__, function.__doc__) if doc)
         function.__doc__ = "\n\n".join(docs) or None
         function.__qualname__ = f"{owner.__qualname__}.{name}"
         setattr(owner, name, function)
-
-
-def _refuse(reason: str) -> None:
-    warnings.warn(
-        f"gpytorch-tensors has no effect: {reason}. GPyTorch runs as it is, and settings.use_torch_tensors changes "
-        f"nothing. {_ADVICE}.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+    return None
