@@ -180,10 +180,10 @@ print(json.dumps(dict(
     extended=normal.__file__, package=gpytorch.distributions.__file__,
     path=gpytorch.__path__, locations=gpytorch.__spec__.submodule_search_locations,
     module=Normal.__module__, same=Normal is gpytorch.distributions.Normal and Student.__mro__[1] is Normal,
-    pickled=type(pickle.loads(pickle.dumps(Normal()))) is Normal,
+    pickled=type(pickle.loads(pickle.dumps(Normal()))) is Normal and pickle.loads(pickle.dumps(Normal().draw))(),
     sources=[inspect.getsource(x) for x in (Normal, Normal.log_prob, gpytorch.means.Mean, normal)],
     documentation=Normal.log_prob.__doc__, undocumented=Normal.draw.__doc__,
-    names=[Normal.log_prob.__qualname__, Normal.draw.__qualname__, Normal.draw.__module__],
+    names=[Normal.log_prob.__qualname__, Normal.draw.__qualname__, Normal.draw.__name__, Normal.draw.__module__],
 )))
 """
     seen = json.loads(machine.run(code, [overlay, upstream]))
@@ -193,12 +193,13 @@ print(json.dumps(dict(
     assert seen["package"] == files["distributions/__init__.py"]
     assert seen["path"] == seen["locations"] == [str(overlay / "gpytorch"), str(upstream / "gpytorch")]
     assert seen["module"] == "gpytorch.distributions.normal"
-    assert seen["same"] and seen["pickled"]
+    assert seen["same"]
+    assert seen["pickled"] == "ours"
     beginnings = ["class Normal:", "@_upstream.replaces(Normal)", "class Mean", "class Normal"]
     assert [s.startswith(b) for s, b in zip(seen["sources"], beginnings, strict=True)] == [True] * 4, seen["sources"]
     assert seen["documentation"] == "Return upstream's answer.\n\n:param value: Anything.\n\nOurs is faster."
     assert seen["undocumented"] is None
-    assert seen["names"] == ["Normal.log_prob", "Normal.draw", "gpytorch.distributions.normal"]
+    assert seen["names"] == ["Normal.log_prob", "Normal.draw", "draw", "gpytorch.distributions.normal"]
 
 
 def test_copies_of_the_overlay_do_not_take_each_other_for_upstream(machine: Machine) -> None:
