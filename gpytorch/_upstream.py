@@ -155,6 +155,6 @@ def install() -> str | None:
     for owner, name, function in noted:
         docs = (inspect.cleandoc(doc) for doc in (getattr(owner, name).__doc__, function.__doc__) if doc)
         function.__doc__ = "\n\n".join(docs) or None
-        function.__qualname__ = f"{owner.__qualname__}.{name}"
+        function.__name__, function.__qualname__ = name, f"{owner.__qualname__}.{name}"  # a bound method's pickle
         setattr(owner, name, function)
     return None
