@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -121,21 +123,16 @@ except ImportError as error:
     assert overlaid.run(code) == ""
 
 
-def other_upstream(environment: Environment, wheel: Path, **changed: tuple[str, str]) -> Environment:
-    """Put a GPyTorch in which some files' text was replaced into the environment, and the overlay over it."""
-    original = (environment.site / "gpytorch").resolve()
-    (environment.site / "gpytorch").unlink()
-    (environment.site / "gpytorch").mkdir()
-    for item in original.iterdir():
-        copy = environment.site / "gpytorch" / item.name
-        before, after = changed.get(item.stem, ("", ""))
-        if before:
-            assert re.search(before, item.read_text())
-            copy.write_text(re.sub(before, after, item.read_text()))
-        else:
-            copy.symlink_to(item)
-    environment.install(wheel)
-    return environment
+def put_other_upstream(environment: Environment, file: str, before: str, after: str) -> None:
+    """Put a GPyTorch in which one file differs in place of the environment's."""
+    folder = environment.site / "gpytorch"
+    original = folder.resolve()
+    folder.unlink()
+    shutil.copytree(original, folder, copy_function=os.symlink, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / file).read_text()
+    assert re.search(before, text)
+    (folder / file).unlink()
+    (folder / file).write_text(re.sub(before, after, text))
 
 
 USE = """
@@ -152,15 +149,38 @@ with gpytorch.settings.use_torch_tensors():
 """
 
 
-def test_release_outside_the_tested_range_works_as_stock(empty: Environment, wheel: Path) -> None:
-    environment = other_upstream(empty, wheel, version=(r"(__version__ = version) = .*", r"\1 = '1.99.0'"))
-    printed = environment.run(USE)
-    assert printed.startswith("1 -1.8379 gpytorch-tensors has no effect: the installed GPyTorch is 1.99.0")
+VERSION = r"(__version__ = version) = .*"
+METHOD = r"def log_prob\(self, value: Tensor\)"
+OTHERS = {
+    "a tested release": ("version.py", VERSION, r"\1 = '1.15'", "0 -1.8379\n"),
+    "a newer release": (
+        "version.py",
+        VERSION,
+        r"\1 = '1.99.0'",
+        "1 -1.8379 gpytorch-tensors has no effect: the installed GPyTorch is 1.99.0, this overlay was tested with 1.15",
+    ),
+    "a method that takes more": (
+        "distributions/multivariate_normal.py",
+        METHOD,
+        "def log_prob(self, value: Tensor, scale=1)",
+        "1 -1.8379 gpytorch-tensors has no effect: the installed GPyTorch is 1.15",
+    ),
+    "a method with other annotations": (
+        "distributions/multivariate_normal.py",
+        METHOD,
+        "def log_prob(self, value)",
+        "0 -1.8379\n",
+    ),
+}
 
 
-def test_tested_release_gives_no_warning(empty: Environment, wheel: Path) -> None:
-    environment = other_upstream(empty, wheel, version=(r"(__version__ = version) = .*", r"\1 = '1.15'"))
-    assert environment.run(USE) == "0 -1.8379\n"
+@pytest.mark.parametrize(("file", "before", "after", "printed"), OTHERS.values(), ids=OTHERS)
+def test_upstream_that_does_not_fit_works_as_stock_after_one_warning(
+    empty: Environment, wheel: Path, file: str, before: str, after: str, printed: str
+) -> None:
+    put_other_upstream(empty, file, before, after)
+    empty.install(wheel)
+    assert empty.run(USE).startswith(printed)
 
 
 def test_wheel_holds_every_module_and_nothing_else(wheel: Path, checkout: Path) -> None:
