@@ -38,6 +38,16 @@ class Options:
         """How long the variants of one case are run in turn."""
         return 0.8 if self.quick else 8.0
 
+    def choose(self, name: str, default: tuple, quick: tuple | None = None) -> tuple:
+        """Return the option called `name`, or, if it was not given, what the question has for it.
+
+        :param name: "sizes", "dtypes", "kernels" or "memory".
+        :param default: The question's choice.
+        :param quick: Its choice for a quick run (Default: `default`).
+        """
+        given = getattr(self, name)
+        return given if given is not None else quick if self.quick and quick is not None else default
+
     @property
     def effort(self) -> str:
         """Rows of a quick run do not stand in for those of a full one."""

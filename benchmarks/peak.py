@@ -22,7 +22,7 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 
 
 def trace_bytes(work: Callable[[], object], device: str) -> list[int]:
-    """Return what `work` holds on `device` after each allocation and release, in bytes; on CUDA its peak alone.
+    """Return what `work` holds on `device` after each allocation and release, in bytes; on CUDA its peak and its end.
 
     The resident set of the process is too coarse for this: allocators keep what was freed.
     """
@@ -33,7 +33,9 @@ def trace_bytes(work: Callable[[], object], device: str) -> list[int]:
         before = torch.cuda.memory_allocated(device)
         work()
         synchronize(device)
-        return [torch.cuda.max_memory_allocated(device) - before]
+        return [
+            amount - before for amount in (torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device))
+        ]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:

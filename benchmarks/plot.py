@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from .row import Row
 from .rows import grouped
@@ -104,6 +104,36 @@ def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str
         return _save(figure, path)
 
 
+def curves(
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path, title: str, x_label: str, y_log: bool
+) -> Path:
+    """Plot panels of curves over a logarithmic axis.
+
+    :param panels: By the label of its ordinate (with the unit), each panel's curves: their points, by their names.
+    :param path: The PNG to write.
+    :param title: Title of the figure, with the conditions.
+    :param x_label: What is on the abscissa, with its unit.
+    :param y_log: Whether the ordinates are logarithmic, too; otherwise they start at 0.
+    :return: `path`.
+    """
+    with plt.rc_context(STYLE):
+        width = 1.5 + 3.6 * len(panels)
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.8), layout="constrained", squeeze=False)
+        for axes, (y_label, series) in zip(all_axes[0], panels.items(), strict=True):
+            for number, (name, (xs, ys)) in enumerate(series.items()):
+                _line(axes, number, xs, ys, name)
+            axes.set_xscale("log")
+            axes.set_xlabel(x_label)
+            axes.set_ylabel(y_label)
+            if y_log:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+        all_axes[0][0].legend()
+        figure.suptitle(title, fontsize=10)
+        return _save(figure, path)
+
+
 def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: Callable[[Row], str]) -> Path:
     """Plot time, and its ratio to the base's, of problems that have no common axis: one line of dots a problem.
 
@@ -142,5 +172,35 @@ def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: C
         right.set_xlim(left=0)
         right.set_xlabel(f"Time of {base} / time")
         figure.legend(loc="outside lower center", ncols=4)
+        figure.suptitle(title, fontsize=10)
+        return _save(figure, path)
+
+
+def shares(
+    labels: list[str], series: dict[str, list[float]], path: Path, title: str, x_label: str, y_label: str
+) -> Path:
+    """Plot shares as bars side by side.
+
+    :param labels: Names the groups of bars.
+    :param series: The share in each group, by the name of the part.
+    :param path: The PNG to write.
+    :param title: Title of the figure, with the conditions.
+    :param x_label: What the groups are.
+    :param y_label: What the shares are of.
+    :return: `path`.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+        width = 0.8 / len(series)
+        for number, (name, values) in enumerate(series.items()):
+            places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
+            axes.bar(places, values, width, label=name, color=COLOURS[number % len(COLOURS)])
+        axes.axhline(0, color="0.4", linewidth=1)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="x", visible=False)
+        axes.legend()
         figure.suptitle(title, fontsize=10)
         return _save(figure, path)

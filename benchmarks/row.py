@@ -20,6 +20,7 @@ class Case:
     :param device: "cpu" or "cuda".
     :param kernel: "rbf" or "matern".
     :param batch: Number of models in a batch; 1 is no batch.
+    :param m: Number of test points; 0 where there are none.
     :param settings: Whatever else decides the result, as text.
     """
 
@@ -31,6 +32,7 @@ class Case:
     device: str
     kernel: str = "rbf"
     batch: int = 1
+    m: int = 0
     settings: str = ""
 
 

@@ -43,9 +43,9 @@ def print_table(table: Table) -> None:
         title=table.title, caption=table.caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
     )
     for number, column in enumerate(table.columns):
-        rich_table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        rich_table.add_column(column, justify="left" if number == 0 else "right")
     for line in table.lines:
-        rich_table.add_row(*line)
+        rich_table.add_row(*(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in line))  # heads may wrap, cells not
     console.print(rich_table)
 
 

@@ -9,6 +9,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
+SETTLE = 0.03  # how long a turn runs without timing, in seconds; beside a run of more than a second that is nothing
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -43,11 +45,13 @@ def in_turn(
     seconds: float,
     advance: Callable[[float], None] = lambda fraction: None,
     least: int = 5,
-    most: int = 300,
+    most: int = 100,
 ) -> dict[str, list[float]]:
     """Run the variants in turn (a, b, a, b, ...) and return the times of each, in seconds.
 
-    The warm-up, two runs of each, is not among them; it decides how many rounds fit into `seconds`.
+    A turn begins with runs that are not timed: where the variants use different thread pools (MKL's, OpenBLAS's,
+    JAX's), the threads of the one before still spin for some milliseconds. Then it times a run, or as many as fit into
+    the same while.
 
     :param variants: What to run, by provider.
     :param device: The device to wait for.
@@ -61,12 +65,21 @@ def in_turn(
         variant.prepare()
         return timed(variant.run, device)
 
-    warm = [min(once(variant), once(variant)) for variant in variants.values()]
-    rounds = int(np.clip(seconds / sum(warm), least, most))
+    def several(variant: Variant) -> list[float]:
+        runs = [once(variant)]
+        while sum(runs) < SETTLE:
+            runs.append(once(variant))
+        return runs
+
+    warm = {provider: several(variant)[-1] for provider, variant in variants.items()}
+    turns = sum(2 * max(SETTLE, run) if run < 1 else run for run in warm.values())
+    rounds = int(np.clip(seconds / turns, least, most))
     times: dict[str, list[float]] = {provider: [] for provider in variants}
     for done in range(rounds):
         for provider, variant in variants.items():
-            times[provider].append(once(variant))
+            if warm[provider] < 1:
+                several(variant)
+            times[provider] += several(variant)
         advance((done + 1) / rounds)
     return times
 

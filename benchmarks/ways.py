@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from linear_operator.operators import _linear_operator
 
 import gpytorch
+from gpytorch import dense
 from gpytorch.distributions import MultivariateNormal
 
 STOCK, NO_COPY, LOG_PROB, TENSORS = "stock", "stock without copy", "log_prob only", "tensors"
@@ -34,8 +34,12 @@ def _without_copy(psd_safe_cholesky: Callable[..., torch.Tensor]) -> Callable[..
 
     def factorize(*args: Any, **kwargs: Any) -> torch.Tensor:
         factor = psd_safe_cholesky(*args, **kwargs)
-        itself = weakref.ref(factor)  # a strong reference would keep the factor until the next garbage collection
-        factor.contiguous = lambda: itself()
+
+        def contiguous() -> torch.Tensor:
+            del factor.contiguous  # or the factor would hold itself until the next garbage collection
+            return factor
+
+        factor.contiguous = contiguous
         return factor
 
     return factorize
@@ -62,6 +66,13 @@ WAYS: dict[str, Callable[[], AbstractContextManager]] = {
 WAYS_CAPTION = (
     f"Ways: {STOCK} is the flag off, {TENSORS} the flag on, {LOG_PROB} what upstream's pull request #2682 does."
 )
+
+
+def takes_tensors(work: Callable[[], Any]) -> bool:
+    """Run `work` and return whether a covariance was factorized as a tensor on the way."""
+    before = dense.routes["tensors"]
+    work()
+    return dense.routes["tensors"] > before
 
 
 def run_in(way: str, work: Callable[[], Any]) -> Callable[[], Any]:

@@ -1,0 +1,140 @@
+"""How long does a prediction take, and how much memory: at the first call, and of a model that was asked before?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from . import plot
+from .against_n import describe, file_name
+from .agreement import check_same
+from .machine import available_bytes
+from .measuring import rows_in_turn
+from .models import ExactGP, dense_at_every_n, make_model, sample_problem
+from .options import DTYPES, Options
+from .row import Case, Row
+from .rows import by_provider, grouped, setting
+from .show import Table, mebibytes, ratio, say, software, time_with_spread, times
+from .timing import Variant
+from .ways import STOCK, TENSORS, run_in
+
+TITLE = "Time of a prediction"
+D = 6
+PROBLEMS = ((20, 1), (100, 100), (1000, 100), (2000, 1), (2000, 1000), (500, 65536))
+QUICK_PROBLEMS = ((20, 1), (100, 100), (1000, 100), (500, 65536))
+TEST_POINTS = 100  # for the sizes of --n
+
+FIRST, SECOND, MEAN, GRADIENT = "first call", "later call", "later call, mean only", "later call, with gradient"
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each number of training and test points."""
+    problems = QUICK_PROBLEMS if options.quick else PROBLEMS
+    if options.sizes:
+        problems = tuple((n, TEST_POINTS) for n in options.sizes)
+    return [
+        Case("predict", "synthetic", n, D, dtype, options.device, kernel, m=m, settings=options.effort)
+        for kernel in options.choose("kernels", ("rbf",))
+        for dtype in options.choose("dtypes", ("float64",))
+        for n, m in problems
+    ]
+
+
+def mean_and_variance(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
+    """Return the posterior's mean and variance at the test points as one tensor."""
+    with torch.no_grad():
+        posterior = model(test_x)
+        return torch.cat([posterior.mean, posterior.variance])
+
+
+def _mean(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(test_x).mean
+
+
+def _gradient(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
+    """Return the gradient with respect to the test points, as an acquisition function needs it."""
+    test_x = test_x.detach().requires_grad_(True)
+    posterior = model(test_x)
+    (gradient,) = torch.autograd.grad(posterior.mean.sum() + posterior.variance.sum(), test_x)
+    return gradient
+
+
+CALLS = {FIRST: mean_and_variance, SECOND: mean_and_variance, MEAN: _mean, GRADIENT: _gradient}
+
+
+def _forget(model: ExactGP) -> None:
+    """Drop what a prediction has cached, as a round of training does."""
+    model.train()
+    model.eval()
+
+
+def _ways_that_fit(case: Case) -> list[str]:
+    """Return stock only where there is room for the joint covariance of all points, which it builds."""
+    needed = (case.n + case.m) ** 2 * DTYPES[case.dtype].itemsize
+    if needed < available_bytes(case.device) / 2:
+        return [STOCK, TENSORS]
+    say(f"predict, n = {case.n:,}, {case.m:,} test points: stock is left out, as it asks for {needed / 2**30:.0f} GiB.")
+    return [TENSORS]
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Time the kinds of call, each in both ways in turn."""
+    test_x, _ = sample_problem(case.m, case.d, DTYPES[case.dtype], case.device, seed=1)
+    models = {}
+    for way in _ways_that_fit(case):
+        models[way] = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
+        models[way].eval()
+    rows = []
+    with dense_at_every_n():
+        for done, (mode, call) in enumerate(CALLS.items()):
+            if mode == GRADIENT and case.m > 2000:
+                continue  # nobody optimizes so many points at once
+            variants, results = {}, {}
+            for way, model in models.items():
+                run = run_in(way, lambda model=model, call=call: call(model, test_x))
+                results[way] = run().double().cpu()
+                prepare = (lambda model=model: _forget(model)) if mode == FIRST else (lambda: None)
+                variants[way] = Variant(run, prepare)
+            check_same(results, case.dtype, f"prediction, {mode}, n = {case.n}")
+            rows += rows_in_turn(
+                case, mode, variants, options, lambda part, done=done: advance((done + part) / len(CALLS))
+            )
+    return rows
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each kind of call."""
+    made = []
+    for group in grouped(rows, lambda row: (*setting(row), row.mode)).values():
+        lines = []
+        for case, together in grouped(group, lambda row: row.case).items():
+            found = by_provider(together)
+            stock, tensors = found.get(STOCK), found[TENSORS]
+            memory = [mebibytes(stock) if stock else "-", mebibytes(tensors)]
+            line = [f"{case.n:,}", f"{case.m:,}", time_with_spread(stock), time_with_spread(tensors)]
+            lines.append([*line, times(ratio(stock, tensors)), *memory])
+        columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]
+        caption = (
+            "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call."
+        )
+        title = f"{TITLE}, {group[0].mode}: {describe(group[0])}"
+        made.append(Table(title, columns, lines, f"{caption} {software(group[0])}."))
+    return made
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot times and ratios, one picture for each setting and kind of call."""
+    return [
+        plot.dots(
+            group,
+            base=STOCK,
+            path=folder / file_name(group[0], group[0].mode),
+            title=f"{TITLE}, {group[0].mode}: {describe(group[0])}",
+            what=TITLE,
+            label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test points",
+        )
+        for group in grouped(rows, lambda row: (*setting(row), row.mode)).values()
+    ]

@@ -1,0 +1,85 @@
+"""How long is a training step (zero_grad, forward, backward), against n?
+
+Four ways to run the same code of the user's, and the factorization alone: the least that has to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .against_n import ratio_tables, time_pictures
+from .agreement import check_same
+from .measuring import fits, rows_in_turn
+from .models import dense_at_every_n, loss_and_gradient, make_model, sample_problem, training_step
+from .options import DTYPES, Options
+from .row import Case, Row
+from .show import Table
+from .timing import Variant
+from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
+
+TITLE = "Time of a training step"
+PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)
+FLOOR = "potrf + potri"
+D = 6
+STOCK_MATRICES = 12  # n x n matrices to have room for: stock holds 9 to 10 of them at its peak
+
+
+def cases(options: Options, question: str = "train") -> list[Case]:
+    """Return one case for each kernel, data type and n."""
+    sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000, 4000), quick=(20, 100, 500, 1000))
+    return [
+        Case(question, "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
+        for kernel in options.choose("kernels", ("rbf", "matern"))
+        for dtype in options.choose("dtypes", ("float64", "float32"))
+        for n in sizes
+    ]
+
+
+def factorization(covariance: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return what no training step can do without: Cholesky's factor and the inverse made of it."""
+    return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance)[0])
+
+
+def steps_that_agree(case: Case, ways: tuple[str, ...]) -> tuple[dict[str, Variant], dict[str, dict[str, float]]]:
+    """Return a training step in each of the ways, after a check that loss and gradient agree, and their distances."""
+    variants, results = {}, {}
+    for way in ways:
+        model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device, case.batch), case.kernel)
+        step = run_in(way, training_step(model))
+        results[way] = loss_and_gradient(model, step)
+        variants[way] = Variant(step)
+    if TENSORS in ways and not takes_tensors(variants[TENSORS].run):
+        raise RuntimeError(f"The flag was on, and the training step of {case} did not take the tensor path.")
+    distances = check_same(results, case.dtype, f"loss and gradient, {case.kernel}, n = {case.n}")
+    return variants, {way: {"distance_from_stock": distance} for way, distance in distances.items()}
+
+
+def covariance_of(case: Case) -> torch.Tensor:
+    """Return the covariance that the training steps of `case` factorize."""
+    model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device, case.batch), case.kernel)
+    with torch.no_grad():
+        return model.likelihood(model(*model.train_inputs)).covariance_matrix
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Time a step in every way, and the factorization alone, in turn."""
+    if not fits(case, STOCK_MATRICES):
+        return []
+    with dense_at_every_n():
+        variants, values = steps_that_agree(case, PROVIDERS)
+        variants[FLOOR] = Variant(factorization(covariance_of(case)))
+        return rows_in_turn(case, "step", variants, options, advance, values)
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each kernel and data type."""
+    caption = f"{WAYS_CAPTION} '{NO_COPY}': without `.contiguous()` after Cholesky. {FLOOR}: the factorization alone."
+    return ratio_tables(rows, TITLE, caption, (STOCK, TENSORS), floor=FLOOR)
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot time and ratio against n, one picture for each kernel and data type."""
+    return time_pictures(rows, folder, TITLE, TITLE)
