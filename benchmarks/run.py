@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from types import ModuleType
 
+import psutil
 from rich.progress import Progress, TaskID
 
 from . import record
@@ -12,6 +13,8 @@ from .machine import stamp
 from .options import Options
 from .row import Case, Row
 from .show import print_table, progress, say
+
+BUSY = 0.5  # load average at which something else is running
 
 
 def _describe(case: Case) -> str:
@@ -33,6 +36,9 @@ def answer(question: ModuleType, options: Options) -> list[Row]:
     path = options.output / f"{name}.json"
     cases = question.cases(options)
     recorded = record.read(path)
+    load = psutil.getloadavg()[0]
+    if load > BUSY:
+        say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
     answered: list[Row] = []
     with progress() as bars:
         overall = bars.add_task(name, total=len(cases))

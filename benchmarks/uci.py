@@ -1,7 +1,8 @@
 """The main job: train exact GPs on real data, side by side, and compare time, loss, test error, hyperparameters.
 
-Every way starts from the same hyperparameters. The steps are taken in turn (one of each, then the next), so that all
-trainings end at the same time. A step is what a user waits for: zero_grad, forward, backward and Adam's update.
+Every way starts from the same hyperparameters. The ways take turns of a few steps, so that all trainings end at the
+same time; a turn's first step is not timed, as the threads of the way before may still spin. A step is what a user
+waits for: zero_grad, forward, backward and Adam's update.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import peak, plot
+from .against_n import file_name
 from .data import DataSet, load
 from .machine import stamp
 from .models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
@@ -28,7 +30,7 @@ TITLE = "Training on real data: time, loss and test error with the flag off and 
 PROVIDERS = (STOCK, LOG_PROB, TENSORS)
 LARGEST = 2000  # of large sets the first rows are used, unless --n says how many
 LEARNING_RATE = 0.1
-WARM_UP = 3  # steps that are taken but not timed
+TURN = 5  # steps
 
 # Two optimizations that round differently drift apart a little; beyond this they found something else.
 SAME = {"float64": 1e-4, "float32": 5e-2}
@@ -121,14 +123,14 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     )
     models = {way: make_model(train_x, train_y, case.kernel) for way in PROVIDERS}
     optimizations = {way: _optimization(model) for way, model in models.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in PROVIDERS}
+    seconds: dict[str, list[list[float]]] = {way: [] for way in PROVIDERS}
     peaks, errors, losses = {}, {}, {}
     with dense_at_every_n():
-        for done in range(steps):
+        for done in range(0, steps, TURN):
             for way, step in optimizations.items():
                 with WAYS[way]():
-                    seconds[way].append(timed(step, case.device))
-            advance((done + 1) / steps)
+                    seconds[way].append([timed(step, case.device) for _ in range(min(TURN, steps - done))])
+            advance(done / steps)
         for way, model in models.items():
             with WAYS[way]():
                 final = training_step(model)
@@ -141,13 +143,13 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
             case=case,
             provider=way,
             mode="step with Adam",
-            **spread(seconds[way][WARM_UP:] or seconds[way]),
+            **spread([time for turn in seconds[way] for time in turn[1:] or turn]),
             peak_memory=peaks[way],
             values={
                 "loss": losses[way],
                 **errors[way],
                 "test_rows": len(test_y),
-                "training_seconds": sum(seconds[way]),
+                "training_seconds": sum(map(sum, seconds[way])),
                 "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
                 "hyperparameter_difference": _difference(found[way], found[STOCK]),
             },
@@ -221,13 +223,12 @@ def pictures(rows: list[Row], folder: Path) -> list[Path]:
         plot.dots(
             group,
             base=STOCK,
-            path=folder / f"uci-{first.case.device}-{first.case.kernel}-{first.case.dtype}.png",
-            title=f"Training on real data: {_title(first)}",
+            path=folder / file_name(group[0]),
+            title=f"Training on real data: {_title(group[0])}",
             what="Time of a training step",
             label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
         )
         for group in grouped(rows, _alike).values()
-        for first in group[:1]
     ]
 
 

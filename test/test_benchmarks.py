@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+import gpytorch
+
 pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: rich")
 pytest.importorskip("matplotlib", reason="the benchmarks need the extra [benchmarks]: matplotlib")
 pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]: psutil")
 
-from benchmarks import agreement, machine, peak, record, run, timing, uci
+from benchmarks import agreement, machine, peak, record, report, run, timing, uci
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.data import load
 from benchmarks.options import InputError, Options
@@ -262,14 +264,15 @@ class TestRecord:
 
 
 class TestMeasuring:
-    def test_variants_take_turns(self):
+    def test_variants_take_turns(self, monkeypatch):
+        monkeypatch.setattr(timing, "SETTLE", 0)
         calls = []
         variants = {
             "a": timing.Variant(lambda: calls.append("a")),
             "b": timing.Variant(lambda: calls.append("b"), prepare=lambda: calls.append("-")),
         }
         times = timing.in_turn(variants, "cpu", seconds=0, least=3)
-        assert calls == ["a", "a", "-", "b", "-", "b"] + ["a", "-", "b"] * 3
+        assert calls == ["a", "-", "b"] + ["a", "a", "-", "b", "-", "b"] * 3
         assert [len(t) for t in times.values()] == [3, 3]
 
     def test_spread(self):
@@ -332,6 +335,74 @@ def test_main_job_from_the_command_line(tmp_path):
     assert all(row.p20 <= row.p50 <= row.p80 and row.peak_memory > 0 for row in rows)
     assert all(row.values["hyperparameter_difference"] < 1e-6 for row in rows)
     assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    "question, words",
+    [
+        ("train", "--kernel matern --dtype float32"),
+        ("attribution", "--kernel rbf"),
+        ("memory", "--memory 1,2"),
+        ("predict", ""),
+        ("batch", ""),
+        ("bo", ""),
+        ("peers", "--kernel matern"),
+        ("accuracy", "--dtype float64"),
+        ("limits", "--dtype float64"),
+    ],
+)
+def test_question(question, words, tmp_path, monkeypatch, capsys):
+    if question == "bo":
+        pytest.importorskip("botorch", reason="BoTorch is not installed")
+    monkeypatch.setattr(Options, "seconds", 0.0)
+    monkeypatch.setattr(timing, "SETTLE", 0)
+    with gpytorch.settings.fast_computations(True, True, True):  # importing BoTorch switches them off for good
+        status = main([question, "--quick", "--n", "12", *words.split(), "--output", str(tmp_path)])
+    assert status == 0
+    rows = record.read(tmp_path / f"{question}.json")
+    assert {"stock", "tensors"} <= {row.provider for row in rows}
+    assert {row.case.question for row in rows} == {question}
+    assert all(row.p20 <= row.p50 <= row.p80 for row in rows if row.p50 is not None)
+    pictures = list(tmp_path.glob("*.png"))
+    assert pictures and all(path.read_bytes()[:4] == PNG for path in pictures)
+    assert QUESTIONS[question] and capsys.readouterr().out
+
+
+class TestReport:
+    @staticmethod
+    def rows(gains: dict[int, float]) -> list[Row]:
+        rows = make_rows("train", sizes=gains)
+        return [
+            dataclasses.replace(row, p50=row.p50 * 2 / gains[row.case.n]) if row.provider == "tensors" else row
+            for row in rows
+        ]
+
+    @pytest.mark.parametrize(
+        "gains, words",
+        [
+            ({20: 3.0, 100: 2.0}, ["Switch it on.", "faster at n = 20 to 100 (2.00 to 3.00 times", "no crossover"]),
+            ({20: 0.5, 100: 2.0}, ["only where it is faster", "slower at n = 20 (0.50", "between n = 20 and 100"]),
+            ({20: 1.0, 100: 1.01}, ["It makes no difference here", "about as fast at n = 20 to 100"]),
+            ({20: 0.5, 100: 0.9}, ["Leave it off", "slower at n = 20 to 100"]),
+        ],
+    )
+    def test_verdict(self, gains, words):
+        (verdict,) = report.verdicts(self.rows(gains))
+        assert all(word in verdict for word in words), verdict
+
+    def test_page(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Options, "seconds", 0.0)
+        monkeypatch.setattr(timing, "SETTLE", 0)
+        monkeypatch.setattr(report, "SECTIONS", {"train": "Training", "memory": "Memory"})
+        assert (
+            main(["report", "--quick", "--n", "12", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)])
+            == 0
+        )
+        page = (tmp_path / "report.md").read_text()
+        assert "## Training" in page and "## Memory" in page and "| n |" in page
+        for line in page.splitlines():
+            if line.startswith("!["):
+                assert (tmp_path / line[line.index("(") + 1 : -1]).exists()
 
 
 def test_help_lists_every_question(capsys):

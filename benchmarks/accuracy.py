@@ -1,0 +1,204 @@
+"""How far are loss, gradient and posterior from the truth as conditioning worsens, with the flag off and on?
+
+The truth is the same GP in 50 digits (mpmath), at the very numbers that the model holds: inputs, targets and raw
+parameters are taken over from its tensors bit by bit, so that rounding on the way is all that is left to see.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+from linear_operator.utils.errors import NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
+
+import gpytorch
+
+from . import plot
+from .against_n import file_name
+from .agreement import distance
+from .machine import stamp
+from .models import ExactGP, dense_at_every_n, sample_problem, training_step
+from .options import DTYPES, Options
+from .predict import mean_and_variance
+from .row import Case, Row
+from .rows import grouped
+from .show import Table, software
+from .ways import STOCK, TENSORS, WAYS
+
+DRAWS, QUICK_DRAWS = 5, 2
+TITLE = "Rounding errors as conditioning worsens"
+NOISES = (1.0, 1e-2, 1e-4, 1e-6, 1e-8)
+N, D, TEST_POINTS, DIGITS = 40, 2, 10, 50
+WHAT = ("loss", "gradient", "mean", "variance")
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each data type and noise."""
+    settings = f"{QUICK_DRAWS if options.quick else DRAWS} draws"
+    return [
+        Case("accuracy", f"noise {noise:g}", n, D, dtype, options.device, m=TEST_POINTS, settings=settings)
+        for dtype in options.choose("dtypes", ("float64", "float32"))
+        for n in options.choose("sizes", (N,), quick=(20,))
+        for noise in NOISES
+    ]
+
+
+def _noise(case: Case) -> float:
+    return float(case.case.split()[1])
+
+
+def _model(case: Case, seed: int) -> ExactGP:
+    x, y = sample_problem(
+        case.n, case.d, torch.float32, case.device, seed=seed
+    )  # numbers that both data types can hold
+    model = ExactGP(x, y).to(DTYPES[case.dtype])
+    model.set_train_data(x.to(DTYPES[case.dtype]), y.to(DTYPES[case.dtype]), strict=False)
+    noise = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
+    model.likelihood = noise.to(x).to(DTYPES[case.dtype])
+    model.likelihood.noise = _noise(case)
+    return model
+
+
+def _test_points(case: Case) -> torch.Tensor:
+    x, _ = sample_problem(case.m, case.d, torch.float32, case.device, seed=1)
+    return x.to(DTYPES[case.dtype])
+
+
+def _exact(tensor: torch.Tensor) -> np.ndarray:
+    numbers = tensor.detach().cpu().double().numpy()
+    return np.vectorize(mpmath.mpf, otypes=[object])(numbers)
+
+
+def _correlation(x1: np.ndarray, x2: np.ndarray, lengthscale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the RBF kernel and the squared scaled differences, by input, that it is made of."""
+    squares = ((x1[:, None] - x2[None]) / lengthscale) ** 2
+    return np.vectorize(mpmath.exp, otypes=[object])(-squares.sum(-1) / 2), squares
+
+
+def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """Return loss, gradient with respect to the raw parameters, mean and variance, in 50 digits until the last line."""
+    model = _model(case, seed)
+    with mpmath.workdps(DIGITS):
+        x, y, test_x = _exact(model.train_inputs[0]), _exact(model.train_targets), _exact(_test_points(case))
+        raw = {name.rsplit(".", 1)[-1]: _exact(parameter).reshape(-1) for name, parameter in model.named_parameters()}
+        softplus = np.vectorize(lambda value: mpmath.log1p(mpmath.exp(value)), otypes=[object])
+        slope = np.vectorize(lambda value: 1 / (1 + mpmath.exp(-value)), otypes=[object])
+        lengthscale = softplus(raw["raw_lengthscale"])
+        outputscale, noise = softplus(raw["raw_outputscale"])[0], softplus(raw["raw_noise"])[0]
+        k, squares = _correlation(x, x, lengthscale)
+        covariance = mpmath.matrix((outputscale * k + noise * np.eye(len(y), dtype=int)).tolist())
+        factor = mpmath.cholesky(covariance)
+        inverse = np.array((covariance**-1).tolist(), dtype=object).reshape(k.shape)
+        residual = y - raw["raw_constant"][0]
+        alpha = inverse @ residual
+        logdet = 2 * sum(mpmath.log(factor[i, i]) for i in range(len(y)))
+        loss = (residual @ alpha + logdet + len(y) * mpmath.log(2 * mpmath.pi)) / (2 * len(y))
+        g = (inverse - np.outer(alpha, alpha)) / (2 * len(y))
+        by_name = {
+            "raw_noise": np.trace(g) * slope(raw["raw_noise"]),
+            "raw_constant": np.array([-alpha.sum() / len(y)]),
+            "raw_outputscale": (g * k).sum() * slope(raw["raw_outputscale"]),
+            "raw_lengthscale": ((g * k * outputscale)[..., None] * squares).sum((0, 1))
+            / lengthscale
+            * slope(raw["raw_lengthscale"]),
+        }
+        cross = outputscale * _correlation(test_x, x, lengthscale)[0]
+        answer = {
+            "loss": np.array([loss]),
+            "gradient": np.concatenate([by_name[name] for name in raw]),
+            "mean": cross @ alpha + raw["raw_constant"][0],
+            "variance": outputscale - ((cross @ inverse) * cross).sum(-1),
+        }
+        return {name: torch.as_tensor(values.astype(float)) for name, values in answer.items()}
+
+
+def _computed(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    model = _model(case, seed)
+    loss = training_step(model)()
+    gradient = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+    mean, variance = mean_and_variance(model.eval(), _test_points(case)).chunk(2)
+    answer = {"loss": loss.reshape(1), "gradient": gradient, "mean": mean, "variance": variance}
+    return {name: tensor.double().cpu() for name, tensor in answer.items()}
+
+
+def _errors(case: Case, way: str, truths: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Return the root mean square, over the draws, of the distances from the truth; and whether jitter was added."""
+    distances: dict[str, list[float]] = {name: [] for name in WHAT}
+    with dense_at_every_n(), WAYS[way](), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            for seed, truth in enumerate(truths):
+                for name, value in _computed(case, seed).items():
+                    distances[name].append(distance(value, truth[name]))
+        except NotPSDError as error:
+            return {"failed": str(error)}
+    errors = {name: float(np.sqrt(np.mean(np.square(values)))) for name, values in distances.items()}
+    return {**errors, "jitter": any(issubclass(warning.category, NumericalWarning) for warning in caught)}
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Return each way's distance from the reference, and whether it had to add jitter."""
+    draws, truths = int(case.settings.split()[0]), []
+    for seed in range(draws):
+        truths.append(_reference(case, seed))
+        advance((seed + 1) / draws)
+    return [
+        Row(case, way, "loss, gradient, posterior", values=_errors(case, way, truths), **stamp(case.device))
+        for way in (STOCK, TENSORS)
+    ]
+
+
+def _alike(row: Row) -> tuple:
+    return (row.case.device, tuple(sorted(row.machine.items())), row.case.dtype, row.case.n, row.case.settings)
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each data type."""
+    made = []
+    for group in grouped(rows, _alike).values():
+        lines = [
+            [
+                row.case.case,
+                row.provider,
+                *(f"{row.values[name]:.1e}" if name in row.values else "failed" for name in WHAT),
+                "yes" if row.values.get("jitter", True) else "no",
+            ]
+            for row in group
+        ]
+        first = group[0]
+        caption = (
+            f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
+            f"{first.case.settings} of the data. Jitter: whether the covariance "
+            f"needed some to be factorized (as upstream does it), which shows in the errors. {software(first)}."
+        )
+        title = f"{TITLE}: RBF, n = {first.case.n}, d = {D}, {first.case.dtype}"
+        made.append(Table(title, ["case", "way", *WHAT, "jitter"], lines, caption))
+    return made
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot the errors against the noise, one picture for each data type."""
+    paths = []
+    for group in grouped(rows, _alike).values():
+        panels = {}
+        for name in WHAT:
+            panels[f"Relative error of the {name}"] = {
+                way: (
+                    [_noise(row.case) for row in lines if name in row.values],
+                    [row.values[name] for row in lines if name in row.values],
+                )
+                for way, lines in grouped(group, lambda row: row.provider).items()
+            }
+        title = f"{TITLE}: RBF, n = {group[0].case.n}, d = {D}, {group[0].case.dtype}"
+        paths.append(
+            plot.curves(
+                panels, folder / file_name(group[0], f"n{group[0].case.n}"), title, "Noise variance", y_log=True
+            )
+        )
+    return paths

@@ -1,0 +1,212 @@
+"""Where does the gain come from: the copy after Cholesky, Python and operators, the closed-form backward, the kernel?
+
+Between stock (A) and tensors (D) stand variants that change one thing at a time:
+
+    A  stock
+    B  stock without `.contiguous()` after Cholesky
+    E  the same arithmetic in plain torch: no modules, no operators; autograd through Cholesky and through the kernel
+    F  E with the closed-form backward of the inverse quadratic form and the log determinant
+    G  F with the closed-form gradient of the kernel
+    D  tensors
+
+The gain A - D is the sum of the copy (A - B), the closed-form backward (E - F), the kernel (F - G), and what operators
+and modules cost stock more than tensors, (B - E) - (D - G). Each is measured; the last is a difference of differences
+and carries the noise of four times.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import pstats
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import softplus
+from torch.profiler import ProfilerActivity, profile
+
+import gpytorch
+
+from . import bare, plot
+from .against_n import describe, file_name
+from .agreement import check_same
+from .measuring import fits, rows_in_turn
+from .models import ExactGP, dense_at_every_n, loss_and_gradient, make_model, sample_problem, training_step
+from .options import DTYPES, Options
+from .row import Case, Row
+from .rows import by_provider, grouped, setting
+from .show import Table, milliseconds, software
+from .timing import Variant
+from .train import STOCK_MATRICES, D, steps_that_agree
+from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, run_in
+
+TITLE = "Where the gain comes from"
+BARE, BARE_CLOSED, BARE_KERNEL = "plain torch", "plain torch, closed-form backward", "plain torch, closed-form kernel"
+COPY, OPERATORS, BACKWARD, KERNEL = "copy after Cholesky", "Python and operators", "closed-form backward", "kernel"
+PARTS = (COPY, OPERATORS, BACKWARD, KERNEL)
+NOISE_FLOOR = 1e-4  # GaussianLikelihood's lower bound of the noise
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each kernel, data type and n."""
+    sizes = options.choose("sizes", (20, 100, 200, 500, 1000, 2000), quick=(20, 100, 500, 1000))
+    return [
+        Case("attribution", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
+        for kernel in options.choose("kernels", ("rbf", "matern"))
+        for dtype in options.choose("dtypes", ("float64",))
+        for n in sizes
+    ]
+
+
+class _Bare(torch.nn.Module):
+    """The model's raw parameters, in its order, without its modules."""
+
+    def __init__(self, model: ExactGP, kernel: str) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters():
+            short = name.rsplit(".", 1)[-1].removeprefix("raw_")
+            self.register_parameter(short, torch.nn.Parameter(parameter.detach().clone()))
+        (self.x,), self.y = model.train_inputs, model.train_targets
+        self.kernel = kernel
+
+    def _natural(self) -> dict[str, torch.Tensor]:
+        return {
+            "mean": self.constant,
+            "outputscale": softplus(self.outputscale),
+            "lengthscale": softplus(self.lengthscale),
+            "noise": softplus(self.noise) + NOISE_FLOOR,
+        }
+
+    def step(self, inv_quad_logdet: bare.InvQuadLogdet) -> torch.Tensor:
+        """Return the loss after a step whose gradient autograd finds, but for what `inv_quad_logdet` brings along."""
+        self.zero_grad()
+        loss = bare.loss(self.x, self.y, self.kernel, **self._natural(), inv_quad_logdet=inv_quad_logdet)
+        loss.backward()
+        return loss.detach()
+
+    def closed_form_step(self) -> torch.Tensor:
+        """Return the loss after a step whose gradient is by formula; the last link, softplus, by its derivative."""
+        loss, gradient = bare.loss_and_closed_form_gradient(self.x, self.y, self.kernel, **self._natural())
+        self.constant.grad = gradient["mean"].reshape(self.constant.shape)
+        for name in ("outputscale", "lengthscale", "noise"):
+            raw = getattr(self, name)
+            raw.grad = (gradient[name] * torch.sigmoid(raw.detach())).reshape(raw.shape)
+        return loss
+
+
+def _bare_steps(case: Case) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, torch.Tensor]]:
+    """Return the steps in plain torch, and the loss and gradient of each."""
+    model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
+    bares = {name: _Bare(model, case.kernel) for name in (BARE, BARE_CLOSED, BARE_KERNEL)}
+    steps = {
+        BARE: lambda: bares[BARE].step(bare.by_autograd),
+        BARE_CLOSED: lambda: bares[BARE_CLOSED].step(gpytorch.functions.TensorInvQuadLogdet.apply),
+        BARE_KERNEL: bares[BARE_KERNEL].closed_form_step,
+    }
+    return steps, {name: loss_and_gradient(bares[name], step) for name, step in steps.items()}
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Time all variants in turn; write the profiles of stock and tensors into the output folder."""
+    if not fits(case, STOCK_MATRICES):
+        return []
+    with dense_at_every_n():
+        variants, values = steps_that_agree(case, (STOCK, NO_COPY, LOG_PROB, TENSORS))
+        model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
+        reference = {STOCK: loss_and_gradient(model, run_in(STOCK, training_step(model)))}
+        steps, results = _bare_steps(case)
+        distances = check_same(reference | results, case.dtype, f"loss and gradient in plain torch, n = {case.n}")
+        values |= {name: {"distance_from_stock": distances[name]} for name in steps}
+        for way in (STOCK, TENSORS):
+            _write_profile(case, way, variants[way].run, options.output)
+        variants |= {name: Variant(step) for name, step in steps.items()}
+        return rows_in_turn(case, "step", variants, options, advance, values)
+
+
+def _write_profile(case: Case, way: str, step: Callable[[], object], folder: Path, repetitions: int = 5) -> None:
+    """Write where the time of a few steps goes: torch's operators, and Python's functions."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device != "cpu" else [])
+    with profile(activities=activities) as operators:
+        for _ in range(repetitions):
+            step()
+    functions = cProfile.Profile()
+    functions.enable()
+    for _ in range(repetitions):
+        step()
+    functions.disable()
+    text = io.StringIO()
+    pstats.Stats(functions, stream=text).strip_dirs().sort_stats("tottime").print_stats(25)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"attribution-profile-{case.kernel}-{case.dtype}-n{case.n}-{way}.txt"
+    by_time = "self_cuda_time_total" if case.device != "cpu" else "self_cpu_time_total"
+    path.write_text(
+        f"{repetitions} training steps, {way}, n = {case.n}, {case.kernel}, {case.dtype}\n\n"
+        f"{operators.key_averages().table(sort_by=by_time, row_limit=20)}\n{text.getvalue()}"
+    )
+
+
+def parts(found: dict[str, Row]) -> dict[str, float]:
+    """Return the parts of the gain in seconds; they add up to it."""
+    a, b, d = (found[name].p50 for name in (STOCK, NO_COPY, TENSORS))
+    e, f, g = (found[name].p50 for name in (BARE, BARE_CLOSED, BARE_KERNEL))
+    return {COPY: a - b, OPERATORS: (b - e) - (d - g), BACKWARD: e - f, KERNEL: f - g}
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each kernel and data type."""
+    made = []
+    for group in grouped(rows, setting).values():
+        lines = []
+        for case, together in grouped(group, lambda row: row.case).items():
+            found = by_provider(together)
+            gain = found[STOCK].p50 - found[TENSORS].p50
+            shares = [f"{milliseconds(part)} ({part / gain:.0%})" for part in parts(found).values()]
+            absolute = [milliseconds(found[way].p50) for way in (STOCK, TENSORS)]
+            lines.append([f"{case.n:,}", *absolute, milliseconds(gain), *shares])
+        columns = ["n", "stock (ms)", "tensors (ms)", "gain (ms)", *(f"{part} (ms)" for part in PARTS)]
+        caption = (
+            "Differences of medians of variants run in turn, and their share of the gain; a negative part was lost, "
+            f"not gained. {software(group[0])}."
+        )
+        made.append(Table(f"{TITLE}: {describe(group[0])}", columns, lines, caption))
+    return made
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """Return a paragraph for each kernel and data type that says in words what the table says in numbers."""
+    said = []
+    for group in grouped(rows, setting).values():
+        sentences = [f"{describe(group[0])}."]
+        for case, together in grouped(group, lambda row: row.case).items():
+            found = by_provider(together)
+            stock, tensors = found[STOCK].p50, found[TENSORS].p50
+            if tensors >= stock:
+                sentences.append(f"At n = {case.n:,} the flag gains nothing ({stock / tensors:.2f} times as fast).")
+                continue
+            shares = sorted(parts(found).items(), key=lambda part: -part[1])
+            words = ", ".join(f"{part / (stock - tensors):.0%} {name}" for name, part in shares)
+            sentences.append(
+                f"At n = {case.n:,} a step takes {milliseconds(stock)} ms with the flag off and "
+                f"{milliseconds(tensors)} ms with it on; of the difference, {words}."
+            )
+        said.append(" ".join(sentences))
+    return said
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot the parts of the gain, relative to stock's time, against n."""
+    paths = []
+    for group in grouped(rows, setting).values():
+        found = {case: by_provider(together) for case, together in grouped(group, lambda row: row.case).items()}
+        paths.append(
+            plot.shares(
+                [f"{case.n:,}" for case in found],
+                {name: [parts(named)[name] / named[STOCK].p50 for named in found.values()] for name in PARTS},
+                folder / file_name(group[0]),
+                f"{TITLE}\n{describe(group[0])}",
+                "Number of training points n",
+                "Share of the flag-off step saved",
+            )
+        )
+    return paths

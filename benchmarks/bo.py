@@ -1,0 +1,212 @@
+"""What does a user of BoTorch gain? SingleTaskGP as it comes, on Hartmann's function of six variables.
+
+BoTorch sets GPyTorch's settings when it is imported; they are left as BoTorch wants them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from . import plot
+from .against_n import file_name
+from .agreement import check_same, distance
+from .measuring import rows_in_turn
+from .models import loss_and_gradient
+from .options import DTYPES, InputError, Options
+from .row import Case, Row
+from .rows import by_provider, grouped, setting
+from .show import Table, conditions, ratio, software, time_with_spread, times
+from .timing import Variant
+from .ways import STOCK, TENSORS, run_in
+
+try:
+    from botorch.acquisition import LogExpectedImprovement
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.optim import optimize_acqf
+    from botorch.test_functions import Hartmann
+    from botorch.version import version as botorch_version
+
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+except ImportError as error:
+    raise InputError("The question bo needs BoTorch: python -m pip install botorch.") from error
+
+TITLE = "BoTorch"
+D = 6
+ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
+CANDIDATES = 16
+
+STEP = "value and gradient"
+ACQUISITION = f"LogExpectedImprovement of {CANDIDATES} x 1 points, with gradient"
+FIT, OPTIMIZE, LOOP = "fit_gpytorch_mll", "optimize_acqf", "whole loop"
+BRANCHING = (FIT, OPTIMIZE, LOOP)  # their optimizers branch on rounding: results are compared, not held to a tolerance
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each data type, task and n."""
+    sizes = options.choose("sizes", (30, 300))
+    tasks = [(task, n) for task in (STEP, ACQUISITION, FIT, OPTIMIZE) for n in sizes] + [(LOOP, FIRST_POINTS)]
+    settings = f"{options.effort}, BoTorch {botorch_version}"
+    return [
+        Case("bo", task, n, D, dtype, options.device, settings=settings)
+        for dtype in options.choose("dtypes", ("float64",))
+        for task, n in tasks
+    ]
+
+
+def _observations(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return points of a Sobol sequence and Hartmann's function at them, to be maximized."""
+    x = torch.quasirandom.SobolEngine(D, scramble=True, seed=0).draw(case.n, dtype=torch.float64)
+    x = x.to(dtype=DTYPES[case.dtype], device=case.device)
+    return x, _hartmann(x)
+
+
+def _hartmann(x: torch.Tensor) -> torch.Tensor:
+    return Hartmann(negate=True).to(x)(x).unsqueeze(-1)
+
+
+def _bounds(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
+
+
+def _parameters(model: SingleTaskGP) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1).double().cpu() for parameter in model.parameters()])
+
+
+def _step(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    model = SingleTaskGP(*_observations(case))
+    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    mll.train()
+
+    def step() -> torch.Tensor:
+        model.zero_grad()
+        loss = -mll(model(*model.train_inputs), model.train_targets)
+        loss.backward()
+        return loss.detach()
+
+    return lambda: loss_and_gradient(model, step), lambda: None
+
+
+def _fit(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    model = SingleTaskGP(*_observations(case))
+    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    start = deepcopy(model.state_dict())
+
+    def fit() -> torch.Tensor:
+        fit_gpytorch_mll(mll)
+        return _parameters(model)
+
+    return fit, lambda: (model.load_state_dict(start), mll.train())
+
+
+def _log_ei(case: Case) -> LogExpectedImprovement:
+    x, y = _observations(case)
+    return LogExpectedImprovement(SingleTaskGP(x, y).eval(), best_f=y.max())
+
+
+def _acquisition(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    log_ei = _log_ei(case)
+    points, _ = _observations(case)
+    points = (points[:CANDIDATES].unsqueeze(1) + 0.01).requires_grad_(True)
+
+    def evaluate() -> torch.Tensor:
+        value = log_ei(points)
+        (gradient,) = torch.autograd.grad(value.sum(), points)
+        return torch.cat([value.detach(), gradient.reshape(-1)]).double().cpu()
+
+    return evaluate, lambda: None
+
+
+def _optimize(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    log_ei = _log_ei(case)
+    bounds = _bounds(_observations(case)[0])
+
+    def optimize() -> torch.Tensor:
+        return optimize_acqf(log_ei, bounds, q=1, num_restarts=4, raw_samples=64)[0].double().cpu().reshape(-1)
+
+    return optimize, lambda: torch.manual_seed(0)
+
+
+def _loop(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    rounds = QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
+
+    def loop() -> torch.Tensor:
+        x, y = _observations(case)
+        for _ in range(rounds):
+            model = SingleTaskGP(x, y)
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            log_ei = LogExpectedImprovement(model, best_f=y.max())
+            candidate, _ = optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)
+            x, y = torch.cat([x, candidate]), torch.cat([y, _hartmann(candidate)])
+        return torch.cat([x.reshape(-1), y.max().reshape(1)]).double().cpu()
+
+    return loop, lambda: torch.manual_seed(0)
+
+
+TASKS = {STEP: _step, ACQUISITION: _acquisition, FIT: _fit, OPTIMIZE: _optimize, LOOP: _loop}
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Time a task both ways, in turn, and compare what it finds."""
+    variants, results = {}, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # BoTorch's advice on scaling and restarts would tear the progress bar
+        for way in (STOCK, TENSORS):
+            run, prepare = TASKS[case.case](case)
+            variants[way] = Variant(run_in(way, run), prepare)
+            prepare()
+            results[way] = variants[way].run()
+        if case.case not in BRANCHING:
+            check_same(results, case.dtype, f"{case.case}, n = {case.n}")
+        values = {way: {"distance_from_stock": distance(result, results[STOCK])} for way, result in results.items()}
+        if case.case == LOOP:
+            for way, result in results.items():
+                values[way]["best"] = float(result[-1])
+        brief = case.case in BRANCHING
+        return rows_in_turn(
+            case, case.case, variants, options, advance, values, with_memory=not brief, least=3 if brief else 5
+        )
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each data type."""
+    made = []
+    for group in grouped(rows, setting).values():
+        lines = []
+        for case, together in grouped(group, lambda row: row.case).items():
+            found = by_provider(together)
+            stock, tensors = found[STOCK], found[TENSORS]
+            line = [case.case, f"{case.n:,}", time_with_spread(stock), time_with_spread(tensors)]
+            lines.append([*line, times(ratio(stock, tensors)), f"{tensors.values['distance_from_stock']:.0e}"])
+        first = group[0]
+        made.append(
+            Table(
+                f"{TITLE}: SingleTaskGP, Hartmann-6, {first.case.dtype}, {first.case.settings}; {conditions(first)}",
+                ["task", "n", "stock (ms)", "tensors (ms)", "ratio", "distance of results"],
+                lines,
+                "Medians and [20 %, 80 %] quantiles, in turn. Distance: of the numbers found, relative. The loop "
+                f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run). "
+                f"{software(first)}.",
+            )
+        )
+    return made
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot times and ratios, one picture for each data type."""
+    return [
+        plot.dots(
+            group,
+            base=STOCK,
+            path=folder / file_name(group[0]),
+            title=f"{TITLE}: SingleTaskGP, Hartmann-6, {group[0].case.dtype}; {conditions(group[0])}",
+            what="Time",
+            label=lambda row: f"{row.case.case}, n = {row.case.n:,}",
+        )
+        for group in grouped(rows, setting).values()
+    ]

@@ -1,0 +1,72 @@
+"""README.md says what the recorded results say."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: rich")
+pytest.importorskip("matplotlib", reason="the benchmarks need the extra [benchmarks]: matplotlib")
+pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]: psutil")
+
+from test_benchmarks import make_rows
+
+from benchmarks import readme, record
+from benchmarks.options import InputError
+
+TEXT = "before\n<!-- results:uci -->\nold numbers\n<!-- /results -->\nafter\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    record.write(tmp_path / "results" / "uci.json", make_rows())
+    return tmp_path / "results"
+
+
+def test_tables_take_the_place_of_what_stood_there(results, tmp_path):
+    new = readme.rendered(TEXT, results, results, tmp_path)
+    assert "old numbers" not in new
+    assert new.startswith("before\n<!-- results:uci -->\n\n**Training on real data: time.")
+    assert new.endswith("\n<!-- /results -->\nafter\n")
+    assert "| iris | 20 | stock | 40 [36, 44] | 1.00 |" in new
+    assert readme.rendered(new, results, results, tmp_path) == new
+
+
+def test_a_changed_number_shows(results, tmp_path):
+    new = readme.rendered(TEXT, results, results, tmp_path)
+    assert readme.rendered(new.replace("40 [36, 44]", "4 [3, 5]"), results, results, tmp_path) == new
+
+
+def test_marker_picks_rows_and_pictures(results, tmp_path):
+    picked = readme.rendered(TEXT.replace("uci -->", "uci n=40 -->"), results, results, tmp_path)
+    assert "| iris | 40 |" in picked and "| iris | 20 |" not in picked
+    pictures = readme.rendered(TEXT.replace("uci -->", "uci pictures -->"), results, results, tmp_path)
+    assert "![](results/uci-cpu-rbf-float64.png)" in pictures
+    assert (results / "uci-cpu-rbf-float64.png").exists()
+
+
+@pytest.mark.parametrize(
+    "marker, message",
+    [("uci n=7", "no such results are recorded"), ("poker", "no such question"), ("uci colour=red", "no such field")],
+)
+def test_markers_without_results(results, tmp_path, marker, message):
+    with pytest.raises(InputError, match=message):
+        readme.rendered(TEXT.replace("uci", marker), results, results, tmp_path)
+
+
+def test_check_fails_when_they_differ(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "RESULTS", results)
+    monkeypatch.setattr(readme.rendered, "__defaults__", (results, tmp_path))
+    readme.README.write_text(TEXT)
+    assert readme.update(check=True) == 1
+    assert readme.update(check=False) == 0
+    assert readme.update(check=True) == 0
+    readme.README.write_text(readme.README.read_text().replace("2.00", "9.99"))
+    assert readme.update(check=True) == 1
+
+
+def test_readme_and_recorded_results_agree(tmp_path):
+    if not readme.README.exists() or not readme.MARKED.search(readme.README.read_text()):
+        pytest.skip("README.md has no markers for results yet")
+    text = readme.README.read_text()
+    assert readme.rendered(text, tmp_path) == text, "run `python -m benchmarks readme`"
