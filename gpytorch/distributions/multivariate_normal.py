@@ -1,0 +1,43 @@
+"""The log probability of a multivariate normal on plain tensors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _upstream, settings
+
+_upstream.extend(__name__)
+
+_upstream_log_prob = MultivariateNormal.log_prob  # noqa: F821 (from the installed module)
+
+
+@_upstream.replaces(MultivariateNormal)  # noqa: F821
+def log_prob(self, value: Tensor) -> Tensor:
+    r"""
+    With :class:`gpytorch.settings.use_torch_tensors` on, and a covariance matrix that would be factorized as a dense
+    matrix, computes
+
+    .. math::
+        -\frac{1}{2} \left( \mathbf r^\top \mathbf K^{-1} \mathbf r + \log \vert \mathbf K \vert + N \log 2 \pi \right),
+        \quad \mathbf r = \mathbf y - \boldsymbol \mu
+
+    by :class:`gpytorch.functions.TensorInvQuadLogdet`.
+
+    :param value: :math:`\mathbf y` (... x N).
+    :return: The log probability, of the shape to which the batch shapes of value and distribution broadcast.
+    """
+    if settings.use_torch_tensors.off():
+        return _upstream_log_prob(self, value)
+    from ..dense import decide, note  # the kernels, which it knows, import this module
+
+    # With log_prob off, upstream takes the distribution's own factor, if it has one by now.
+    factor = self._MultivariateNormal__unbroadcasted_scale_tril
+    if settings.fast_computations.log_prob.off() and factor is not None:
+        note(False, "the distribution has a factor already")
+        return _upstream_log_prob(self, value)
+    log_prob_of_residual = decide(self.lazy_covariance_matrix)
+    if log_prob_of_residual is None:
+        return _upstream_log_prob(self, value)
+    if self._validate_args:
+        self._validate_sample(value)
+    return log_prob_of_residual(value - self.loc)

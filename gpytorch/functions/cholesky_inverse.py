@@ -1,0 +1,40 @@
+"""The inverse of a positive definite matrix from its Cholesky factor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
+# from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
+_BLOCKED_FROM = 1024
+
+
+def cholesky_inverse_(factor: Tensor) -> Tensor:
+    r"""
+    Computes :math:`(\mathbf L \mathbf L^\top)^{-1}` in the memory of :math:`\mathbf L`.
+
+    :param factor: Lower triangular :math:`\mathbf L` (... x N x N), which is overwritten.
+    :return: The inverse (... x N x N), both triangles.
+    """
+    if factor.dim() > 2 or factor.size(-1) < _BLOCKED_FROM:
+        return torch.cholesky_inverse(factor, out=factor)
+    # With L = [[A, 0], [B, C]] and Y = B A^-1, the inverse of L L^T is
+    #   [[ (A A^T)^-1 + Y^T X Y,   -Y^T X ],
+    #    [ -X Y,                    X     ]]    where X = (C C^T)^-1.
+    half = factor.size(-1) // 2
+    upper_left, lower_left, lower_right = factor[:half, :half], factor[half:, :half], factor[half:, half:]
+    y = torch.linalg.solve_triangular(upper_left, lower_left, upper=False, left=False)
+    _invert_block_(upper_left)
+    _invert_block_(lower_right)
+    torch.mm(lower_right, y, out=lower_left).neg_()
+    upper_left.addmm_(y.mT, lower_left, alpha=-1)
+    factor[:half, half:] = lower_left.mT
+    return factor
+
+
+def _invert_block_(block: Tensor) -> None:
+    if block.size(-1) < _BLOCKED_FROM:
+        block.copy_(torch.cholesky_inverse(block))  # LAPACK takes no block of a larger matrix from torch
+    else:
+        cholesky_inverse_(block)

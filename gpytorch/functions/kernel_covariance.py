@@ -1,0 +1,432 @@
+r"""Covariance matrices of kernels whose gradient has a closed form, a block of rows at a time.
+
+A kernel is written as an expression over a flat tuple of tensors: its scaled inputs, scales and shape parameters.
+:class:`Stationary` is the leaf; :class:`Scaled`, :class:`Sum` and :class:`Product` compose. Each evaluates any block
+of the matrix, and takes the cotangent of a block back to the tensors, so that neither direction ever needs more
+memory than the matrix itself and a few rows.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ._transforms import must_be_differentiable
+
+# Elements of a block: on a CPU it should stay in the cache of a core from one elementwise pass to the next, on a GPU
+# it should fill the device.
+_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+
+Rows = slice | None  # None: all of them
+
+
+def row_blocks(shape: Sequence[int], device: torch.device) -> list[tuple[int, int]]:
+    """Return the bounds of the blocks of rows in which a matrix is worked through.
+
+    :param shape: The matrix's shape (... x N x M).
+    :param device: Where it lies.
+    """
+    n = shape[-2]
+    elements, budget = math.prod(shape), _BLOCK_ELEMENTS.get(device.type, _BLOCK_ELEMENTS["cpu"])
+    if elements <= budget:
+        return [(0, n)]
+    rows = max(16, budget * n // elements)
+    return [(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def _take(tensor: Tensor, rows: Rows) -> Tensor:
+    return tensor if rows is None else tensor[..., rows, :]
+
+
+class Cotangents:
+    """The sums of the cotangents that reach each tensor of an expression.
+
+    :param values: The expression's tensors.
+    :param needed: For each, whether its cotangent is wanted.
+    """
+
+    def __init__(self, values: Sequence[Tensor], needed: Sequence[bool]):
+        self.values = values
+        self.needed = needed
+        self.sums: list[Tensor | None] = [None] * len(values)
+
+    def add(self, slot: int, cotangent: Tensor, rows: Rows = None) -> None:
+        """Add `cotangent` to those of the tensor at `slot`, or of these of its rows."""
+        target = _take(self.values[slot], rows)
+        if cotangent.shape != target.shape:
+            cotangent = cotangent.sum_to_size(target.shape)
+        if self.sums[slot] is None and rows is None:
+            self.sums[slot] = cotangent
+            return
+        if self.sums[slot] is None:
+            self.sums[slot] = torch.zeros_like(self.values[slot])
+        _take(self.sums[slot], rows).add_(cotangent)
+
+
+# A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
+#   k                 the kernel,
+#   slope, c          dk / d(r2) = c * slope,
+#   shape_slope       dk / d(shape parameter), where there is one.
+# The formulas stand in the table of the module's documentation: README, "The mathematics".
+
+
+def _rbf(r2: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    k = r2.mul_(-0.5).exp_()
+    return k, k, -0.5
+
+
+def _matern12(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    k = torch.neg(r).exp_()
+    return k, (k / r).masked_fill_(r <= _TINY, 0.0), -0.5
+
+
+def _matern32(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    u = r.mul_(math.sqrt(3))
+    exp = torch.neg(u).exp_()
+    return u.add_(1).mul_(exp), exp, -1.5
+
+
+def _matern52(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    u = r.mul_(math.sqrt(5))
+    exp = torch.neg(u).exp_()
+    slope = torch.addcmul(exp, u, exp)
+    return torch.addcmul(slope, u.square_(), exp, value=1 / 3), slope, -5 / 6
+
+
+def _rational_quadratic(r2: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float]:
+    base = r2.div_(2 * alpha).add_(1)
+    slope = base.pow(-alpha - 1)
+    return slope * base, slope, -0.5
+
+
+def _rational_quadratic_shape_slope(r2: Tensor, alpha: Tensor) -> Tensor:
+    # log k = -alpha log(base) with base = 1 + r2 / (2 alpha), so d log k / d alpha = (base - 1) / base - log(base)
+    base = r2.div_(2 * alpha).add_(1)
+    return base.pow(-alpha).mul_((base - 1).div_(base).sub_(base.log()))
+
+
+# The same kernels in differentiable operations, for second derivatives and for transformed code.
+def _plain_matern52(r: Tensor, shape: None) -> Tensor:
+    u = r * math.sqrt(5)
+    return (1 + u + u.square() / 3) * torch.exp(-u)
+
+
+def _plain_matern32(r: Tensor, shape: None) -> Tensor:
+    u = r * math.sqrt(3)
+    return (1 + u) * torch.exp(-u)
+
+
+_TINY = 1e-15  # the least distance, as in the installed gpytorch.kernels.kernel.dist: it keeps the root differentiable
+
+
+class Profile:
+    """How a stationary kernel falls off with distance.
+
+    :param block: The kernel and its slope on a block.
+    :param plain: The kernel in differentiable operations.
+    :param of_distance: Whether both take the distance rather than its square.
+    :param shape_slope: The derivative in the shape parameter on a block of squared distances.
+    """
+
+    def __init__(
+        self, block: Callable, plain: Callable, of_distance: bool = False, shape_slope: Callable | None = None
+    ):
+        self.block = block
+        self.plain = plain
+        self.of_distance = of_distance
+        self.shape_slope = shape_slope
+
+
+RBF = Profile(_rbf, lambda r2, shape: torch.exp(-0.5 * r2))
+MATERN = {
+    0.5: Profile(_matern12, lambda r, shape: torch.exp(-r), of_distance=True),
+    1.5: Profile(_matern32, _plain_matern32, of_distance=True),
+    2.5: Profile(_matern52, _plain_matern52, of_distance=True),
+}
+RATIONAL_QUADRATIC = Profile(
+    _rational_quadratic,
+    lambda r2, alpha: (1 + r2 / (2 * alpha)).pow(-alpha),
+    shape_slope=_rational_quadratic_shape_slope,
+)
+
+
+class Stationary:
+    r"""
+    :math:`k(\Vert \mathbf z_i - \mathbf z'_j \Vert)`.
+
+    :param values: The expression's tensors.
+    :param profile: The kernel's :class:`Profile`.
+    :param z1: Where the scaled inputs of the rows stand in `values` (... x N x D).
+    :param z2: Where those of the columns stand (... x M x D); `z1` again for the covariance of inputs with themselves.
+    :param shape: Where the shape parameter stands (... x 1 x 1).
+    """
+
+    def __init__(self, values: Sequence[Tensor], profile: Profile, z1: int, z2: int, shape: int | None = None):
+        self.profile, self.slots, self.shape_slot = profile, (z1, z2), shape
+        self.z1, self.z2 = values[z1], values[z2]
+        self.shape_parameter = None if shape is None else values[shape]
+        self.is_square = z1 == z2
+        self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
+        self.device = self.z1.device
+        if not (self.profile.of_distance and not self.is_square):
+            self.sq1 = self.z1.square().sum(-1, keepdim=True)
+            self.sq2 = self.sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
+
+    def _distance(self, rows: Rows, cols: Rows) -> Tensor:
+        z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
+        if self.profile.of_distance and not self.is_square:
+            return torch.cdist(z1, z2).clamp_min_(_TINY)
+        sq1, sq2 = _take(self.sq1, rows), _take(self.sq2, cols).mT
+        if z1.dim() == 2 and z2.dim() == 2:
+            r2 = torch.addmm(sq1, z1, z2.mT, alpha=-2).add_(sq2)
+        else:
+            r2 = torch.matmul(z1, z2.mT).mul_(-2).add_(sq1).add_(sq2)
+        r2 = r2.clamp_min_(0)
+        if self.is_square:
+            offset = (0 if rows is None else rows.start) - (0 if cols is None else cols.start)
+            r2.diagonal(offset, -2, -1).zero_()
+        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
+
+    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+        """Return a block of the matrix, in memory of its own."""
+        return self.profile.block(self._distance(rows, cols), self.shape_parameter)[0]
+
+    def pull_back(
+        self,
+        cotangents: Cotangents,
+        grad: Tensor,
+        rows: Rows = None,
+        cols: Rows = None,
+        weight: Tensor | None = None,
+        inner: bool = False,
+        symmetric: bool = False,
+    ) -> Tensor | None:
+        r"""
+        Take the cotangent of a block back to the tensors.
+
+        With :math:`\mathbf W = \mathbf G \circ \partial \mathbf K / \partial \mathbf r^2` and
+        :math:`r^2_{ij} = \Vert \mathbf z_i - \mathbf z'_j \Vert^2`, one product of W and one of its transpose give all:
+
+            dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i
+            dL/dz'_j = 2 (sum_i W_ij) z'_j - 2 (W^T z)_j
+
+        :param cotangents: Where they are summed.
+        :param grad: The block's cotangent G (... x N x M).
+        :param weight: What the block is multiplied by (... x 1 x 1).
+        :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`.
+        :param symmetric: Whether the block is a whole symmetric matrix.
+        """
+        slot1, slot2 = self.slots
+        distance = self._distance(rows, cols)
+        if self.shape_slot is not None and cotangents.needed[self.shape_slot]:
+            slope = self.profile.shape_slope(distance.clone(), self.shape_parameter).mul_(grad)
+            slope = slope if weight is None else slope * weight
+            cotangents.add(self.shape_slot, slope.sum((-2, -1), keepdim=True))
+        k, slope, c = self.profile.block(distance, self.shape_parameter)
+        need1, need2 = cotangents.needed[slot1], cotangents.needed[slot2]
+        if not (need1 or need2):
+            return (grad * k).sum((-2, -1)) if inner else None
+        w = grad * slope
+        result = None
+        if inner:
+            result = (w if slope is k else grad * k).sum((-2, -1))
+        if self.is_square and symmetric:
+            cotangents.add(slot1, _pull_distances(w, self.z1, self.z1, 2 * c, weight))
+            return result
+        if need1:
+            cotangents.add(slot1, _pull_distances(w, _take(self.z1, rows), _take(self.z2, cols), c, weight), rows)
+        if need2:
+            cotangents.add(slot2, _pull_distances(w.mT, _take(self.z2, cols), _take(self.z1, rows), c, weight), cols)
+        return result
+
+    def plain(self) -> Tensor:
+        """Return the whole matrix by differentiable operations."""
+        if self.profile.of_distance and not self.is_square:
+            return self.profile.plain(torch.cdist(self.z1, self.z2).clamp_min(_TINY), self.shape_parameter)
+        r2 = (self.sq1 + self.sq2.mT - 2 * (self.z1 @ self.z2.mT)).clamp_min(0)
+        if self.is_square:
+            r2 = r2 * (1 - torch.eye(r2.size(-1), dtype=r2.dtype, device=r2.device))
+        return self.profile.plain(
+            r2.clamp_min(_TINY**2).sqrt() if self.profile.of_distance else r2, self.shape_parameter
+        )
+
+
+def _pull_distances(w: Tensor, z: Tensor, other: Tensor, c: float, weight: Tensor | None) -> Tensor:
+    grad = (w.sum(-1, keepdim=True) * z).sub_(w @ other).mul_(2 * c)
+    return grad if weight is None else grad.mul_(weight)
+
+
+class Scaled:
+    """A matrix times a scale.
+
+    :param values: The expression's tensors.
+    :param child: The matrix's expression.
+    :param scale: Where the scale stands in `values` (... x 1 x 1).
+    """
+
+    def __init__(self, values: Sequence[Tensor], child: Expression, scale: int):
+        self.child, self.slot, self.scale = child(values), scale, values[scale]
+        self.shape, self.device = self.child.shape, self.child.device
+
+    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+        """See :meth:`Stationary.evaluate`."""
+        block = self.child.evaluate(rows, cols)
+        batch, scale_batch = block.shape[:-2], self.scale.shape[:-2]
+        fits = batch == scale_batch or (self.scale.numel() == 1 and len(scale_batch) <= len(batch))
+        return block.mul_(self.scale) if fits else block * self.scale
+
+    def pull_back(
+        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
+    ) -> Tensor | None:
+        """See :meth:`Stationary.pull_back`. The cotangent of the scale is sum_ij G_ij K_ij over the unscaled matrix."""
+        needed = cotangents.needed[self.slot]
+        child_weight = self.scale if weight is None else weight * self.scale
+        total = self.child.pull_back(cotangents, grad, rows, cols, child_weight, inner or needed, symmetric)
+        if total is None:
+            return None
+        total = total[..., None, None]
+        if needed:
+            cotangents.add(self.slot, total if weight is None else total * weight)
+        return (total * self.scale)[..., 0, 0] if inner else None
+
+    def plain(self) -> Tensor:
+        """See :meth:`Stationary.plain`."""
+        return self.child.plain() * self.scale
+
+
+class Sum:
+    """A sum of matrices.
+
+    :param values: The expression's tensors.
+    :param children: The matrices' expressions.
+    """
+
+    def __init__(self, values: Sequence[Tensor], *children: Expression):
+        self.children = [child(values) for child in children]
+        self.shape, self.device = self.children[0].shape, self.children[0].device
+
+    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+        """See :meth:`Stationary.evaluate`."""
+        return sum(child.evaluate(rows, cols) for child in self.children)
+
+    def pull_back(
+        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
+    ) -> Tensor | None:
+        """See :meth:`Stationary.pull_back`."""
+        totals = [child.pull_back(cotangents, grad, rows, cols, weight, inner, symmetric) for child in self.children]
+        return sum(totals) if inner else None
+
+    def plain(self) -> Tensor:
+        """See :meth:`Stationary.plain`."""
+        return sum(child.plain() for child in self.children)
+
+
+class Product:
+    """An elementwise product of matrices.
+
+    :param values: The expression's tensors.
+    :param children: The matrices' expressions.
+    """
+
+    def __init__(self, values: Sequence[Tensor], *children: Expression):
+        self.children = [child(values) for child in children]
+        self.shape, self.device = self.children[0].shape, self.children[0].device
+
+    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+        """See :meth:`Stationary.evaluate`."""
+        return reduce(operator.mul, (child.evaluate(rows, cols) for child in self.children))
+
+    def pull_back(
+        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
+    ) -> Tensor | None:
+        """See :meth:`Stationary.pull_back`. Each factor's cotangent is G times the product of the others."""
+        blocks = [child.evaluate(rows, cols) for child in self.children]
+        totals = [
+            child.pull_back(
+                cotangents, reduce(operator.mul, blocks[:i] + blocks[i + 1 :], grad), rows, cols, weight, inner
+            )
+            for i, child in enumerate(self.children)
+        ]
+        return totals[0]  # each factor times the product of the others is the whole
+
+    def plain(self) -> Tensor:
+        """See :meth:`Stationary.plain`."""
+        return reduce(operator.mul, (child.plain() for child in self.children))
+
+
+Matrix = Stationary | Scaled | Sum | Product
+Expression = Callable[[Sequence[Tensor]], Matrix]
+
+
+class KernelCovariance(Function):
+    r"""
+    The covariance matrix :math:`\mathbf K` of an expression's inputs, as a tensor.
+
+    The backward evaluates the matrix again, a block of rows at a time, rather than keep it:
+    ``KernelCovariance.apply(expression, *values)``.
+    """
+
+    @staticmethod
+    def forward(ctx, expression: Expression, *values: Tensor) -> Tensor:
+        r"""
+        :param expression: The covariance matrix in terms of `values`.
+        :param values: The tensors it is made of.
+        :return: :math:`\mathbf K` (... x N x M).
+        """
+        ctx.save_for_backward(*values)
+        ctx.expression = expression
+        return evaluate(expression(values))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if must_be_differentiable():
+            return (None, *grad_of_plain(ctx.expression(values).plain(), values, needed, grad))
+        matrix, cotangents = ctx.expression(values), Cotangents(values, needed)
+        blocks = row_blocks(grad.shape, grad.device)
+        for start, stop in blocks:
+            rows = slice(start, stop) if len(blocks) > 1 else None
+            matrix.pull_back(cotangents, _take(grad, rows), rows)
+        return (None, *cotangents.sums)
+
+
+def evaluate(matrix: Matrix) -> Tensor:
+    """Return the whole of a bound expression's matrix."""
+    return _assemble(matrix, upper=False)
+
+
+def evaluate_upper(matrix: Matrix) -> Tensor:
+    """Return a bound expression's square matrix. Elements left of the diagonal may hold anything."""
+    return _assemble(matrix, upper=True)
+
+
+def _assemble(matrix: Matrix, upper: bool) -> Tensor:
+    bounds = row_blocks(matrix.shape, matrix.device)
+    if len(bounds) == 1:
+        return matrix.evaluate()
+    whole = None
+    for start, stop in bounds:
+        rows, cols = slice(start, stop), slice(start, None) if upper else None
+        block = matrix.evaluate(rows, cols)
+        if whole is None:
+            whole = block.new_empty(*block.shape[:-2], *matrix.shape[-2:])
+        whole[..., rows, cols or slice(None)] = block
+    return whole
+
+
+def grad_of_plain(
+    output: Tensor | tuple[Tensor, ...],
+    values: Sequence[Tensor],
+    needed: Sequence[bool],
+    grad: Tensor | tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """Differentiate `output`, made by differentiable operations from `values`, so that the result can be again."""
+    wanted = [value for value, need in zip(values, needed, strict=True) if need]
+    grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(grads) if need else None for need in needed]
