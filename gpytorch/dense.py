@@ -27,7 +27,8 @@ from torch import Tensor
 from . import beta_features, settings
 from .functions import kernel_log_prob
 from .functions.kernel_covariance import Expression
-from .kernels.expression import kernel_expression
+from .kernels.expression import Terms, kernel_expression
+from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
 from .likelihoods.noise import diagonal_of
 
@@ -111,18 +112,41 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or any(key[0] == "kernel_eval" for key in getattr(covar, "_memoize_cache", ()))
     ):
         return None
-    values: list[Tensor] = []
-    expression = kernel_expression(covar.kernel, covar.x1, covar.x2, values)
+    terms = Terms()
+    expression = kernel_expression(covar.kernel, covar.x1, covar.x2, terms)
     if expression is None:
         return None
-    covar = ClosedForm(expression, values, None, _broadcast(value.shape[:-2] for value in values))
+    covar = ClosedForm(expression, terms.values, None, _broadcast(terms.batch_shapes))
     return covar if noise is None else covar.add_noise(noise)
 
 
 def _broadcast(shapes: Iterable[torch.Size]) -> torch.Size:
     # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
     shapes = set(shapes)
-    return shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    return next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+
+
+def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:
+    """Return the batch shape of mean and covariance, where nothing in either needs to be broadcast.
+
+    :param mean: The mean (... x N).
+    :param covar: The covariance matrix (... x N x N).
+    :return: The batch shape, or None where it takes more than a look to know.
+    """
+    if type(covar) is not LazyEvaluatedKernelTensor or covar.x1 is not covar.x2 or covar.last_dim_is_batch:
+        return None
+    batch_shape = mean.shape[:-1]
+    if covar.x1.shape[:-2] != batch_shape or not _has_batch_shape(covar.kernel, batch_shape):
+        return None
+    return batch_shape
+
+
+def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
+    if isinstance(kernel, Kernel) and (
+        kernel._batch_shape != batch_shape or type(kernel).batch_shape is not Kernel.batch_shape
+    ):
+        return False
+    return all(_has_batch_shape(child, batch_shape) for child in kernel._modules.values() if child is not None)
 
 
 def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:

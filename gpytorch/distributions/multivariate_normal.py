@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from linear_operator import LinearOperator
 from torch import Tensor
 
 from .. import _upstream, settings
 
 _upstream.extend(__name__)
 
-_upstream_log_prob = MultivariateNormal.log_prob  # noqa: F821 (from the installed module)
+_upstream_init = MultivariateNormal.__init__  # noqa: F821 (from the installed module)
+_upstream_log_prob = MultivariateNormal.log_prob  # noqa: F821
+
+
+@_upstream.replaces(MultivariateNormal)  # noqa: F821
+def __init__(self, mean: Tensor, covariance_matrix: Tensor | LinearOperator, validate_args: bool = False):
+    batch_shape = None
+    if settings.use_torch_tensors.on() and not validate_args:
+        from ..dense import unbroadcast_batch_shape  # the kernels, which it knows, import this module
+
+        batch_shape = unbroadcast_batch_shape(mean, covariance_matrix)
+    if batch_shape is None:
+        return _upstream_init(self, mean, covariance_matrix, validate_args)
+    # What upstream sets, with no operator asked for its shape.
+    self._islazy = True
+    self.loc = mean
+    self._covar = covariance_matrix
+    self._MultivariateNormal__unbroadcasted_scale_tril = None
+    self._validate_args = False
+    self._batch_shape = batch_shape
+    self._event_shape = mean.shape[-1:]
 
 
 @_upstream.replaces(MultivariateNormal)  # noqa: F821
@@ -28,7 +49,7 @@ def log_prob(self, value: Tensor) -> Tensor:
     """
     if settings.use_torch_tensors.off():
         return _upstream_log_prob(self, value)
-    from ..dense import decide, note  # the kernels, which it knows, import this module
+    from ..dense import decide, note
 
     # With log_prob off, upstream takes the distribution's own factor, if it has one by now.
     factor = self._MultivariateNormal__unbroadcasted_scale_tril

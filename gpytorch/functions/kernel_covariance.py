@@ -158,23 +158,41 @@ RATIONAL_QUADRATIC = Profile(
 
 class Stationary:
     r"""
-    :math:`k(\Vert \mathbf z_i - \mathbf z'_j \Vert)`.
+    :math:`k(\Vert \mathbf z_i - \mathbf z'_j \Vert)` with :math:`\mathbf z = (\mathbf x - \mathbf c) / \ell`.
+
+    Distances do not depend on the origin :math:`\mathbf c`, nor do gradients; their rounding does.
 
     :param values: The expression's tensors.
     :param profile: The kernel's :class:`Profile`.
-    :param z1: Where the scaled inputs of the rows stand in `values` (... x N x D).
-    :param z2: Where those of the columns stand (... x M x D); `z1` again for the covariance of inputs with themselves.
-    :param shape: Where the shape parameter stands (... x 1 x 1).
+    :param x1: Where the inputs of the rows stand in `values` (... x N x D).
+    :param x2: Where those of the columns stand (... x M x D); `x1` again for the covariance of inputs with themselves.
+    :param lengthscale: Where the lengthscale :math:`\ell` stands (... x 1 x D or ... x 1 x 1), if there is one.
+    :param shape: Where the shape parameter stands (... x 1 x 1), if there is one.
     """
 
-    def __init__(self, values: Sequence[Tensor], profile: Profile, z1: int, z2: int, shape: int | None = None):
-        self.profile, self.slots, self.shape_slot = profile, (z1, z2), shape
-        self.z1, self.z2 = values[z1], values[z2]
+    def __init__(
+        self,
+        values: Sequence[Tensor],
+        profile: Profile,
+        x1: int,
+        x2: int,
+        lengthscale: int | None = None,
+        shape: int | None = None,
+    ):
+        self.profile, self.slots = profile, (x1, x2)
+        self.lengthscale_slot, self.shape_slot = lengthscale, shape
+        self.lengthscale = None if lengthscale is None else values[lengthscale]
         self.shape_parameter = None if shape is None else values[shape]
-        self.is_square = z1 == z2
+        self.is_square = x1 == x2
+        self.z1, self.z2 = values[x1], values[x2]
+        if lengthscale is not None:
+            origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach()[..., :1, :]
+            self.z1 = (self.z1 - origin) / self.lengthscale
+            self.z2 = self.z1 if self.is_square else (self.z2 - origin) / self.lengthscale
         self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
         self.device = self.z1.device
-        if not (self.profile.of_distance and not self.is_square):
+        self.kept: tuple[Tensor, Tensor, float] | None = None
+        if self.is_square or not profile.of_distance:
             self.sq1 = self.z1.square().sum(-1, keepdim=True)
             self.sq2 = self.sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
 
@@ -187,15 +205,23 @@ class Stationary:
             r2 = torch.addmm(sq1, z1, z2.mT, alpha=-2).add_(sq2)
         else:
             r2 = torch.matmul(z1, z2.mT).mul_(-2).add_(sq1).add_(sq2)
-        r2 = r2.clamp_min_(0)
         if self.is_square:
             offset = (0 if rows is None else rows.start) - (0 if cols is None else cols.start)
             r2.diagonal(offset, -2, -1).zero_()
-        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
+        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2.clamp_min_(0)
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
-        """Return a block of the matrix, in memory of its own."""
-        return self.profile.block(self._distance(rows, cols), self.shape_parameter)[0]
+    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
+        """Return a block of the matrix, in memory of its own.
+
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        :param keep: Whether to keep what :meth:`pull_back` would compute again.
+        """
+        block = self.profile.block(self._distance(rows, cols), self.shape_parameter)
+        if not keep:
+            return block[0]
+        self.kept = block
+        return block[0].clone()
 
     def pull_back(
         self,
@@ -213,37 +239,63 @@ class Stationary:
         With :math:`\mathbf W = \mathbf G \circ \partial \mathbf K / \partial \mathbf r^2` and
         :math:`r^2_{ij} = \Vert \mathbf z_i - \mathbf z'_j \Vert^2`, one product of W and one of its transpose give all:
 
-            dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i
+            dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i        dL/dx = (dL/dz) / lengthscale
             dL/dz'_j = 2 (sum_i W_ij) z'_j - 2 (W^T z)_j
+            dL/dlengthscale_d = -(sum_i z_id dL/dz_id + sum_j z'_jd dL/dz'_jd) / lengthscale_d
 
         :param cotangents: Where they are summed.
         :param grad: The block's cotangent G (... x N x M).
+        :param rows: The block's rows.
+        :param cols: The block's columns.
         :param weight: What the block is multiplied by (... x 1 x 1).
         :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`.
         :param symmetric: Whether the block is a whole symmetric matrix.
         """
-        slot1, slot2 = self.slots
-        distance = self._distance(rows, cols)
-        if self.shape_slot is not None and cotangents.needed[self.shape_slot]:
-            slope = self.profile.shape_slope(distance.clone(), self.shape_parameter).mul_(grad)
+        needed, (slot1, slot2) = cotangents.needed, self.slots
+        if self.shape_slot is not None and needed[self.shape_slot]:
+            slope = self.profile.shape_slope(self._distance(rows, cols), self.shape_parameter).mul_(grad)
             slope = slope if weight is None else slope * weight
             cotangents.add(self.shape_slot, slope.sum((-2, -1), keepdim=True))
-        k, slope, c = self.profile.block(distance, self.shape_parameter)
-        need1, need2 = cotangents.needed[slot1], cotangents.needed[slot2]
-        if not (need1 or need2):
+        k, slope, c = self.kept or self.profile.block(self._distance(rows, cols), self.shape_parameter)
+        lengthscale_needed = self.lengthscale_slot is not None and needed[self.lengthscale_slot]
+        if not (needed[slot1] or needed[slot2] or lengthscale_needed):
             return (grad * k).sum((-2, -1)) if inner else None
         w = grad * slope
         result = None
         if inner:
             result = (w if slope is k else grad * k).sum((-2, -1))
+        z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         if self.is_square and symmetric:
-            cotangents.add(slot1, _pull_distances(w, self.z1, self.z1, 2 * c, weight))
+            self._pull_inputs(cotangents, slot1, w, z1, z1, 2 * c, weight, None)
             return result
-        if need1:
-            cotangents.add(slot1, _pull_distances(w, _take(self.z1, rows), _take(self.z2, cols), c, weight), rows)
-        if need2:
-            cotangents.add(slot2, _pull_distances(w.mT, _take(self.z2, cols), _take(self.z1, rows), c, weight), cols)
+        if needed[slot1] or lengthscale_needed:
+            self._pull_inputs(cotangents, slot1, w, z1, z2, c, weight, rows)
+        if needed[slot2] or lengthscale_needed:
+            self._pull_inputs(cotangents, slot2, w.mT, z2, z1, c, weight, cols)
         return result
+
+    def _pull_inputs(
+        self,
+        cotangents: Cotangents,
+        slot: int,
+        w: Tensor,
+        z: Tensor,
+        other: Tensor,
+        c: float,
+        weight: Tensor | None,
+        rows: Rows,
+    ) -> None:
+        grad = (w.sum(-1, keepdim=True) * z).sub_(w @ other).mul_(2 * c)
+        if weight is not None:
+            grad.mul_(weight)
+        if self.lengthscale is None:
+            cotangents.add(slot, grad, rows)
+            return
+        if cotangents.needed[slot]:
+            cotangents.add(slot, grad / self.lengthscale, rows)
+        if cotangents.needed[self.lengthscale_slot]:
+            total = (grad * z).sum(-2, keepdim=True)
+            cotangents.add(self.lengthscale_slot, total.div_(self.lengthscale).neg_())
 
     def plain(self) -> Tensor:
         """Return the whole matrix by differentiable operations."""
@@ -252,14 +304,8 @@ class Stationary:
         r2 = (self.sq1 + self.sq2.mT - 2 * (self.z1 @ self.z2.mT)).clamp_min(0)
         if self.is_square:
             r2 = r2 * (1 - torch.eye(r2.size(-1), dtype=r2.dtype, device=r2.device))
-        return self.profile.plain(
-            r2.clamp_min(_TINY**2).sqrt() if self.profile.of_distance else r2, self.shape_parameter
-        )
-
-
-def _pull_distances(w: Tensor, z: Tensor, other: Tensor, c: float, weight: Tensor | None) -> Tensor:
-    grad = (w.sum(-1, keepdim=True) * z).sub_(w @ other).mul_(2 * c)
-    return grad if weight is None else grad.mul_(weight)
+        distance = r2.clamp_min(_TINY**2).sqrt() if self.profile.of_distance else r2
+        return self.profile.plain(distance, self.shape_parameter)
 
 
 class Scaled:
@@ -267,18 +313,18 @@ class Scaled:
 
     :param values: The expression's tensors.
     :param child: The matrix's expression.
-    :param scale: Where the scale stands in `values` (... x 1 x 1).
+    :param scale: Where the scale stands in `values` (...).
     """
 
     def __init__(self, values: Sequence[Tensor], child: Expression, scale: int):
-        self.child, self.slot, self.scale = child(values), scale, values[scale]
+        self.child, self.slot, self.scale = child(values), scale, values[scale][..., None, None]
         self.shape, self.device = self.child.shape, self.child.device
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        block = self.child.evaluate(rows, cols)
+        block = self.child.evaluate(rows, cols, keep)
         batch, scale_batch = block.shape[:-2], self.scale.shape[:-2]
-        fits = batch == scale_batch or (self.scale.numel() == 1 and len(scale_batch) <= len(batch))
+        fits = len(scale_batch) == 0 or batch == scale_batch
         return block.mul_(self.scale) if fits else block * self.scale
 
     def pull_back(
@@ -290,10 +336,9 @@ class Scaled:
         total = self.child.pull_back(cotangents, grad, rows, cols, child_weight, inner or needed, symmetric)
         if total is None:
             return None
-        total = total[..., None, None]
         if needed:
-            cotangents.add(self.slot, total if weight is None else total * weight)
-        return (total * self.scale)[..., 0, 0] if inner else None
+            cotangents.add(self.slot, total if weight is None else total * weight[..., 0, 0])
+        return total * self.scale[..., 0, 0] if inner else None
 
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""
@@ -311,9 +356,9 @@ class Sum:
         self.children = [child(values) for child in children]
         self.shape, self.device = self.children[0].shape, self.children[0].device
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return sum(child.evaluate(rows, cols) for child in self.children)
+        return sum(child.evaluate(rows, cols, keep) for child in self.children)
 
     def pull_back(
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
@@ -338,9 +383,9 @@ class Product:
         self.children = [child(values) for child in children]
         self.shape, self.device = self.children[0].shape, self.children[0].device
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return reduce(operator.mul, (child.evaluate(rows, cols) for child in self.children))
+        return reduce(operator.mul, (child.evaluate(rows, cols, keep) for child in self.children))
 
     def pull_back(
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
@@ -387,7 +432,8 @@ class KernelCovariance(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if must_be_differentiable():
-            return (None, *grad_of_plain(ctx.expression(values).plain(), values, needed, grad))
+            values = aliases(values)
+            return None, *grad_of_plain(ctx.expression(values).plain(), values, needed, grad)
         matrix, cotangents = ctx.expression(values), Cotangents(values, needed)
         blocks = row_blocks(grad.shape, grad.device)
         for start, stop in blocks:
@@ -418,6 +464,11 @@ def _assemble(matrix: Matrix, upper: bool) -> Tensor:
             whole = block.new_empty(*block.shape[:-2], *matrix.shape[-2:])
         whole[..., rows, cols or slice(None)] = block
     return whole
+
+
+def aliases(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return views, so that the derivative in one does not count what the same tensor does in another place."""
+    return [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
 
 
 def grad_of_plain(

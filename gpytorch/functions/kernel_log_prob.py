@@ -20,7 +20,16 @@ from .. import settings
 from ._transforms import is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_
 from .inv_quad_logdet import TensorInvQuadLogdet, as_columns
-from .kernel_covariance import Cotangents, Expression, Matrix, evaluate, evaluate_upper, grad_of_plain, row_blocks
+from .kernel_covariance import (
+    Cotangents,
+    Expression,
+    Matrix,
+    aliases,
+    evaluate,
+    evaluate_upper,
+    grad_of_plain,
+    row_blocks,
+)
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -43,13 +52,16 @@ class KernelLogProb(Function):
         :param values: The tensors that :math:`\mathbf K_\theta` is made of.
         :return: The log density (...), or those of the columns (... x S).
         """
-        factor = _factorize(expression(values), noise)
+        matrix = expression(values)
+        ctx.bounds = row_blocks(matrix.shape, matrix.device)
+        # A small matrix is worked through at once, and what it takes to differentiate it is kept.
+        factor = _factorize(matrix, noise, keep=len(ctx.bounds) == 1 and any(ctx.needs_input_grad))
         is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if is_vector else residual, upper=False)
         log_diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=not is_vector)
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
         ctx.save_for_backward(factor, half, residual, noise, *values)
-        ctx.expression, ctx.is_vector = expression, is_vector
+        ctx.expression, ctx.matrix, ctx.is_vector = expression, matrix, is_vector
         inv_quad = half.square().sum((-2, -1) if is_vector else -2)
         return inv_quad.mul_(-0.5).sub_(log_diagonal).sub_(0.5 * factor.size(-1) * _LOG_2_PI)
 
@@ -66,34 +78,37 @@ class KernelLogProb(Function):
             return _differentiable_backward(ctx, grad)
         factor, half, residual, noise, *values = ctx.saved_tensors
         _, noise_needed, residual_needed, *needed = ctx.needs_input_grad
-        grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
+        half_grad = 0.5 * (grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2))
         alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        weighted = alpha * grad
-        grad_residual = None
-        if residual_needed:
-            grad_residual = weighted.neg().view_as(residual)
+        weighted = alpha * half_grad
+        grad_residual = (-2 * weighted).view_as(residual) if residual_needed else None
         if not (noise_needed or any(needed)):
             return None, None, grad_residual, *(None for _ in needed)
-        inverse = cholesky_inverse_(factor if _may_overwrite() else factor.clone())
-        b = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
-        matrix, cotangents = ctx.expression(values), Cotangents(values, needed)
-        bounds = row_blocks(inverse.shape, inverse.device)
-        if len(bounds) == 1:
-            grad_matrix = torch.matmul(weighted, alpha.mT).sub_(inverse.mul_(b)).mul_(0.5)
+        grad_matrix = cholesky_inverse_(factor if _may_overwrite() else factor.clone())
+        b = half_grad if ctx.is_vector else half_grad.sum(-1, keepdim=True)
+        matrix, cotangents = ctx.matrix, Cotangents(values, needed)
+        if len(ctx.bounds) == 1:
+            grad_matrix.mul_(-b)
+            _add_outer_(grad_matrix, weighted, alpha)
             matrix.pull_back(cotangents, grad_matrix, symmetric=True)
-            grad_diagonal = grad_matrix.diagonal(dim1=-2, dim2=-1)
         else:
-            for start, stop in bounds:
+            for start, stop in ctx.bounds:
                 rows, cols = slice(start, stop), slice(start, None)
-                block = inverse[..., rows, cols].mul_(-b)
-                block.add_(weighted[..., rows, :] @ alpha[..., cols, :].mT)
+                block = grad_matrix[..., rows, cols].mul_(-2 * b)
+                _add_outer_(block, 2 * weighted[..., rows, :], alpha[..., cols, :])
                 block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
                 matrix.pull_back(cotangents, block, rows, cols)
-            grad_diagonal = inverse.diagonal(dim1=-2, dim2=-1)
         grad_noise = None
         if noise_needed:
-            grad_noise = grad_diagonal.sum_to_size(noise.shape)
+            grad_noise = grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(noise.shape)
         return None, grad_noise, grad_residual, *cotangents.sums
+
+
+def _add_outer_(block: Tensor, left: Tensor, right: Tensor) -> None:
+    if block.dim() == 2:
+        block.addmm_(left, right.mT)
+    else:
+        block.add_(left @ right.mT)
 
 
 def log_prob(
@@ -145,7 +160,7 @@ def _plain_log_prob(expression: Expression, values: Sequence[Tensor], noise: Ten
 
 
 def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, residual, noise, *values = ctx.saved_tensors
+    residual, noise, *values = aliases(ctx.saved_tensors[2:])
     if ctx.is_vector:
         res = _plain_log_prob(ctx.expression, values, noise, residual)
     else:  # each column as a right-hand side of its own
@@ -159,10 +174,10 @@ def _may_overwrite() -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def _factorize(matrix: Matrix, noise: Tensor | None) -> Tensor:
+def _factorize(matrix: Matrix, noise: Tensor | None, keep: bool) -> Tensor:
     # The matrix is factorized in its own memory. Where that fails it is evaluated again, for psd_safe_cholesky to warn,
     # add jitter or raise, as it does for everybody.
-    upper = _add_noise(evaluate_upper(matrix), noise)
+    upper = _add_noise(matrix.evaluate(keep=True) if keep else evaluate_upper(matrix), noise)
     info = torch.empty(upper.shape[:-2], dtype=torch.int32, device=upper.device)
     if settings.verbose_linalg.on():
         settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {upper.shape}.")

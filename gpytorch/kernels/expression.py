@@ -15,6 +15,7 @@ from ..functions.kernel_covariance import (
     RBF,
     Expression,
     Product,
+    Profile,
     Scaled,
     Stationary,
     Sum,
@@ -27,7 +28,36 @@ from .rq_kernel import RQKernel
 from .scale_kernel import ScaleKernel
 
 
-def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression | None:
+class Terms:
+    """The tensors that an expression is made of.
+
+    :ivar values: The tensors.
+    :ivar batch_shapes: Theirs; the covariance matrix has the batch shape that they broadcast to.
+    """
+
+    __slots__ = ("batch_shapes", "values")
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.batch_shapes: set[torch.Size] = set()
+
+    def add(self, tensor: Tensor, event_dim: int) -> int:
+        """Add a tensor, and return where it stands.
+
+        :param tensor: The tensor.
+        :param event_dim: How many of its dimensions, at the end, are not batch dimensions.
+        """
+        self.values.append(tensor)
+        self.batch_shapes.add(tensor.shape[: tensor.dim() - event_dim])
+        return len(self.values) - 1
+
+    def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
+        """Add the inputs of rows and columns, once if they are the same, and return where they stand."""
+        slot = self.add(x1, 2)
+        return slot, slot if x1 is x2 else self.add(x2, 2)
+
+
+def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
     """Write the covariance of a kernel as an expression, if the kernel is made of such as have one.
 
     A kernel is known by its `forward`: a subclass that overrides it has no closed form here, one that does not has.
@@ -35,75 +65,59 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, values: list[Tenso
     :param kernel: The kernel.
     :param x1: The inputs of the rows, with the kernel's active dimensions selected (... x N x D).
     :param x2: The inputs of the columns (... x M x D).
-    :param values: Where the tensors that the expression is made of are appended.
-    :return: The expression, or None; then `values` may have grown.
+    :param terms: Where the tensors that the expression is made of are added.
+    :return: The expression, or None; then `terms` may have grown.
     """
     write = _WRITERS.get(getattr(kernel.forward, "__func__", None))
     if write is None or type(kernel).covar_dist is not Kernel.covar_dist:
         return None
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != x1.size(-1):
         return None  # upstream says what is wrong
-    return write(kernel, x1, x2, values)
+    return write(kernel, x1, x2, terms)
 
 
-def _append(values: list[Tensor], *tensors: Tensor) -> list[int]:
-    values.extend(tensors)
-    return list(range(len(values) - len(tensors), len(values)))
+def _stationary(profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, *shape: Tensor) -> Expression:
+    slots = [*terms.add_inputs(x1, x2), *(terms.add(tensor, 2) for tensor in (kernel.lengthscale, *shape))]
+    return lambda values: Stationary(values, profile, *slots)
 
 
-def _warp(warp: Callable[[Tensor], Tensor], x1: Tensor, x2: Tensor, values: list[Tensor]) -> list[int]:
-    return _append(values, warp(x1)) * 2 if x1 is x2 else _append(values, warp(x1), warp(x2))
+def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+    return _stationary(RBF, kernel, x1, x2, terms)
 
 
-def _scale_inputs(kernel: Kernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> list[int]:
-    # Distances do not depend on where the origin lies, nor do their gradients; their rounding does.
-    center = (x1 if x1.dim() < x2.dim() else x2).detach().mean(-2, keepdim=True)
-    lengthscale = kernel.lengthscale
-    return _warp(lambda x: (x - center) / lengthscale, x1, x2, values)
+def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+    return _stationary(MATERN[kernel.nu], kernel, x1, x2, terms)
 
 
-def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression:
-    z1, z2 = _scale_inputs(kernel, x1, x2, values)
-    return lambda values: Stationary(values, RBF, z1, z2)
+def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+    return _stationary(RATIONAL_QUADRATIC, kernel, x1, x2, terms, kernel.alpha.unsqueeze(-1))
 
 
-def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression:
-    z1, z2 = _scale_inputs(kernel, x1, x2, values)
-    profile = MATERN[kernel.nu]
-    return lambda values: Stationary(values, profile, z1, z2)
-
-
-def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression:
-    z1, z2 = _scale_inputs(kernel, x1, x2, values)
-    (alpha,) = _append(values, kernel.alpha.unsqueeze(-1))
-    return lambda values: Stationary(values, RATIONAL_QUADRATIC, z1, z2, alpha)
-
-
-def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression:
+def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
     # 4 sin^2(pi (x - x') / p) is the squared distance of the points that x and x' have at the angles 2 pi x / p on the
     # unit circle: the periodic kernel is the RBF kernel of these points, over the root of its lengthscale.
     frequency = 2 * math.pi / kernel.period_length
     radius = kernel.lengthscale.rsqrt()
 
-    def warp(x: Tensor) -> Tensor:
+    def on_circles(x: Tensor) -> Tensor:
         angle = x * frequency
         return torch.cat([angle.cos() * radius, angle.sin() * radius], dim=-1)
 
-    z1, z2 = _warp(warp, x1, x2, values)
-    return lambda values: Stationary(values, RBF, z1, z2)
+    points1 = on_circles(x1)
+    slots = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
+    return lambda values: Stationary(values, RBF, *slots)
 
 
-def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, values: list[Tensor]) -> Expression | None:
-    child = kernel_expression(kernel.base_kernel, x1, x2, values)
+def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
+    child = kernel_expression(kernel.base_kernel, x1, x2, terms)
     if child is None:
         return None
-    outputscale = kernel.outputscale
-    (scale,) = _append(values, outputscale.view(*outputscale.shape, 1, 1))
+    scale = terms.add(kernel.outputscale, 0)
     return lambda values: Scaled(values, child, scale)
 
 
 def _composite(
-    node: type, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, values: list[Tensor]
+    node: type, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms
 ) -> Expression | None:
     children = []
     for part in kernel.kernels:
@@ -113,7 +127,7 @@ def _composite(
         if part.active_dims is not None:
             x1_ = x1.index_select(-1, part.active_dims)
             x2_ = x1_ if x2 is x1 else x2.index_select(-1, part.active_dims)
-        child = kernel_expression(part, x1_, x2_, values)
+        child = kernel_expression(part, x1_, x2_, terms)
         if child is None:
             return None
         children.append(child)
