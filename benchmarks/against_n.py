@@ -64,9 +64,9 @@ def ratio_tables(
     return made
 
 
-def time_pictures(rows: list[Row], folder: Path, title: str, what: str) -> list[Path]:
-    """Plot time and its ratio to stock's against n, one picture for each setting."""
+def time_pictures(rows: list[Row], folder: Path, title: str, what: str, floor: str) -> list[Path]:
+    """Plot time and its ratio to stock's against n, one picture for each setting; of `floor` the time alone."""
     return [
-        plot.time_and_ratio(group, STOCK, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what)
+        plot.time_and_ratio(group, STOCK, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what, floor)
         for group in grouped(rows, setting).values()
     ]

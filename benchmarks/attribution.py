@@ -53,7 +53,7 @@ def cases(options: Options) -> list[Case]:
     sizes = options.choose("sizes", (20, 100, 200, 500, 1000, 2000), quick=(20, 100, 500, 1000))
     return [
         Case("attribution", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf", "matern"))
+        for kernel in options.choose("kernels", ("rbf", "matern"), quick=("rbf",))
         for dtype in options.choose("dtypes", ("float64",))
         for n in sizes
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from . import peak
 from .machine import available_bytes, stamp
 from .options import DTYPES, Options
@@ -63,3 +65,16 @@ def fits(case: Case, matrices: float) -> bool:
             f"and {free / 2**30:.1f} are free."
         )
     return needed <= free
+
+
+def does_fit(work: Callable[[], object]) -> bool:
+    """Run `work` and return whether there was memory enough for it."""
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU's allocator has no exception of its own
+            raise
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from .row import Row
 from .rows import grouped
+from .ways import WAYS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker says it once more.
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -41,22 +42,27 @@ def plain_numbers(axis: matplotlib.axis.Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _ticks_at(axes: Axes, sizes: list[int]) -> None:
-    """Put a tick at every n, but where two would overlap."""
-    kept: list[int] = []
-    for n in sorted(sizes, reverse=True):
-        if not kept or kept[-1] / n > 1.45:
-            kept.append(n)
-    axes.set_xticks(kept, [f"{n:,}" for n in kept])
+def _ticks_at(axes: Axes, places: set[float]) -> None:
+    """Put a tick at every place where something was measured, but where two would overlap."""
+    kept: list[float] = []
+    for place in sorted(places, reverse=True):
+        if not kept or kept[-1] / place > 1.45:
+            kept.append(place)
+    axes.set_xticks(kept, [f"{place:,g}" for place in kept])
     axes.set_xticks([], minor=True)
 
 
-def _line(axes: Axes, number: int, sizes: list[int], values: list[float], label: str) -> None:
-    axes.plot(sizes, values, label=label, linewidth=1.5, markersize=5, **_look(number))
+def _looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return colour and marker by name; the ways to run GPyTorch look the same in every picture."""
+    others = [name for name in dict.fromkeys(names) if name not in WAYS]
+    return {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, name in enumerate([*WAYS, *others])
+    }
 
 
-def _look(number: int) -> dict[str, str]:
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+def _line(axes: Axes, look: dict[str, str], xs: list[float], values: list[float], label: str) -> None:
+    axes.plot(xs, values, label=label, linewidth=1.5, markersize=5, **look)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -66,7 +72,7 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str) -> Path:
+def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str, floor: str | None = None) -> Path:
     """Plot time against n (with the 20 % to 80 % band) beside the ratio of the base's time to each other provider's.
 
     :param rows: Rows of one setting: a provider and an n each.
@@ -74,25 +80,27 @@ def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str
     :param path: The PNG to write.
     :param title: Title of the figure, with the conditions.
     :param what: What is timed, for the axis.
+    :param floor: A provider that does only a part of the work: it has a time and no ratio.
     :return: `path`.
     """
     timed = sorted((row for row in rows if row.p50), key=lambda row: row.case.n)
     base_time = {row.case: row.p50 for row in timed if row.provider == base}
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-        for number, (name, group) in enumerate(grouped(timed, lambda row: row.provider).items()):
+        looks = _looks(row.provider for row in timed)
+        for name, group in grouped(timed, lambda row: row.provider).items():
             sizes = [row.case.n for row in group]
             p20, p50, p80 = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
-            _line(left, number, sizes, p50, name)
-            left.fill_between(sizes, p20, p80, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
-            paired = [row for row in group if row.case in base_time and name != base]
+            _line(left, looks[name], sizes, p50, name)
+            left.fill_between(sizes, p20, p80, color=looks[name]["color"], alpha=0.15, linewidth=0)
+            paired = [row for row in group if row.case in base_time and name not in (base, floor)]
             if paired:
                 ratios = [base_time[row.case] / row.p50 for row in paired]
-                _line(right, number, [row.case.n for row in paired], ratios, name)
+                _line(right, looks[name], [row.case.n for row in paired], ratios, name)
         for axes in (left, right):
             axes.set_xscale("log")
             axes.set_xlabel("Number of training points n")
-            _ticks_at(axes, sorted({row.case.n for row in timed}))
+            _ticks_at(axes, {row.case.n for row in timed})
         left.set_yscale("log")
         plain_numbers(left.yaxis)
         left.set_ylabel(f"{what} (ms)")
@@ -120,11 +128,13 @@ def curves(
         width = 1.5 + 3.6 * len(panels)
         figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.8), layout="constrained", squeeze=False)
         for axes, (y_label, series) in zip(all_axes[0], panels.items(), strict=True):
-            for number, (name, (xs, ys)) in enumerate(series.items()):
-                _line(axes, number, xs, ys, name)
+            looks = _looks(series)
+            for name, (xs, ys) in series.items():
+                _line(axes, looks[name], xs, ys, name)
             axes.set_xscale("log")
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
+            _ticks_at(axes, {x for xs, _ in series.values() for x in xs})
             if y_log:
                 axes.set_yscale("log")
             else:
@@ -152,17 +162,20 @@ def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: C
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(9.5, 1.7 + 0.32 * len(names)), layout="constrained", sharey=True
         )
-        for number, (name, group) in enumerate(grouped(rows, lambda row: row.provider).items()):
+        looks = _looks(row.provider for row in rows)
+        for name, group in grouped(rows, lambda row: row.provider).items():
             places = [height[row.case] for row in group]
             left.hlines(
                 places,
                 [row.p20 * 1e3 for row in group],
                 [row.p80 * 1e3 for row in group],
-                color=COLOURS[number % len(COLOURS)],
+                color=looks[name]["color"],
             )
-            left.plot([row.p50 * 1e3 for row in group], places, linestyle="", label=name, **_look(number))
-            if name != base:
-                right.plot([base_time[row.case] / row.p50 for row in group], places, linestyle="", **_look(number))
+            left.plot([row.p50 * 1e3 for row in group], places, linestyle="", label=name, **looks[name])
+            paired = [row for row in group if name != base and row.case in base_time]
+            if paired:
+                places = [height[row.case] for row in paired]
+                right.plot([base_time[row.case] / row.p50 for row in paired], places, linestyle="", **looks[name])
         left.set_yticks(range(len(names)), list(names.values()))
         left.set_ylim(-0.6, len(names) - 0.4)
         left.set_xscale("log")

@@ -11,7 +11,7 @@ from . import plot
 from .against_n import describe, file_name
 from .agreement import check_same
 from .machine import available_bytes
-from .measuring import rows_in_turn
+from .measuring import does_fit, rows_in_turn
 from .models import ExactGP, dense_at_every_n, make_model, sample_problem
 from .options import DTYPES, Options
 from .row import Case, Row
@@ -95,9 +95,14 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
             variants, results = {}, {}
             for way, model in models.items():
                 run = run_in(way, lambda model=model, call=call: call(model, test_x))
+                if not does_fit(run):
+                    say(f"predict, n = {case.n:,}, {case.m:,} test points, {mode}: {way} ran out of memory.")
+                    continue
                 results[way] = run().double().cpu()
                 prepare = (lambda model=model: _forget(model)) if mode == FIRST else (lambda: None)
                 variants[way] = Variant(run, prepare)
+            if not results:
+                continue
             check_same(results, case.dtype, f"prediction, {mode}, n = {case.n}")
             rows += rows_in_turn(
                 case, mode, variants, options, lambda part, done=done: advance((done + part) / len(CALLS))
@@ -112,8 +117,8 @@ def tables(rows: list[Row]) -> list[Table]:
         lines = []
         for case, together in grouped(group, lambda row: row.case).items():
             found = by_provider(together)
-            stock, tensors = found.get(STOCK), found[TENSORS]
-            memory = [mebibytes(stock) if stock else "-", mebibytes(tensors)]
+            stock, tensors = found.get(STOCK), found.get(TENSORS)
+            memory = [mebibytes(stock), mebibytes(tensors)]
             line = [f"{case.n:,}", f"{case.m:,}", time_with_spread(stock), time_with_spread(tensors)]
             lines.append([*line, times(ratio(stock, tensors)), *memory])
         columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]

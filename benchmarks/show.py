@@ -80,9 +80,9 @@ def ratio(base: Row | None, row: Row | None) -> float | None:
     return None if base is None or row is None or not row.p50 or not base.p50 else base.p50 / row.p50
 
 
-def mebibytes(row: Row) -> str:
-    """Return the peak memory of `row` in MiB."""
-    return "-" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.1f}"
+def mebibytes(row: Row | None) -> str:
+    """Return the peak memory of `row` in MiB, or a dash."""
+    return "-" if row is None or row.peak_memory is None else f"{row.peak_memory / 2**20:,.1f}"
 
 
 def times(value: float | None) -> str:

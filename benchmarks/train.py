@@ -32,7 +32,7 @@ def cases(options: Options, question: str = "train") -> list[Case]:
     sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000, 4000), quick=(20, 100, 500, 1000))
     return [
         Case(question, "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf", "matern"))
+        for kernel in options.choose("kernels", ("rbf", "matern"), quick=("rbf",))
         for dtype in options.choose("dtypes", ("float64", "float32"))
         for n in sizes
     ]
@@ -82,4 +82,4 @@ def tables(rows: list[Row]) -> list[Table]:
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot time and ratio against n, one picture for each kernel and data type."""
-    return time_pictures(rows, folder, TITLE, TITLE)
+    return time_pictures(rows, folder, TITLE, TITLE, FLOOR)

@@ -32,6 +32,15 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 PNG = b"\x89PNG"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than the work there is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_rows(question: str = "uci", sizes=(20, 40), commit: str = "abc") -> list[Row]:
     values = {
         "loss": 1.0,
