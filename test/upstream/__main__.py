@@ -52,6 +52,7 @@ def run(folder: Path, flag: str, excuses: Path, options: list[str]) -> tuple[int
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),  # behind the working directory: `test` is upstream's
         "GPYTORCH_USE_TORCH_TENSORS": flag,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take several times as long on a busy machine
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "under_overlay"]
     command += ["--excuses", str(excuses), "--counts", str(counts), "--rootdir", str(folder), *options, "test"]
