@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,12 +21,15 @@ from linear_operator.operators import (
     LinearOperator,
     MulLinearOperator,
     SumLinearOperator,
+    to_linear_operator,
 )
 from torch import Tensor
 
 from . import beta_features, settings
 from .functions import kernel_log_prob
-from .functions.kernel_covariance import Expression
+from .functions._transforms import is_transformed
+from .functions.inv_quad_logdet import differentiable_cholesky
+from .functions.kernel_covariance import Expression, KernelCovariance
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
@@ -39,39 +42,62 @@ routes: Counter[str] = Counter()
 
 _DENSE = (DenseLinearOperator, SumLinearOperator, MulLinearOperator, ConstantMulLinearOperator, AddedDiagLinearOperator)
 _DIAGONAL = (DiagLinearOperator, ConstantDiagLinearOperator)
+_CLOSED_FORM = "the kernel has a closed-form gradient"
 _FACTORS = {"cholesky", "root_decomposition", "root_inv_decomposition", "symeig", "svd", "lanczos", "diagonalization"}
 
 
 class ClosedForm:
     """A covariance matrix whose kernel has a closed-form gradient, before it is evaluated.
 
-    :param expression: The matrix in terms of `values`.
-    :param values: The tensors that it is made of.
+    :param expression: The matrix in terms of `terms`.
+    :param terms: The tensors that it is made of.
     :param noise: What is added to its diagonal (... x N or ... x 1).
-    :param batch_shape: The sum's.
     """
 
-    __slots__ = ("batch_shape", "expression", "noise", "values")
+    __slots__ = ("batch_shape", "expression", "noise", "terms")
 
-    def __init__(
-        self, expression: Expression, values: list[Tensor], noise: Tensor | None, batch_shape: torch.Size
-    ) -> None:
-        self.expression, self.values, self.noise, self.batch_shape = expression, values, noise, batch_shape
+    def __init__(self, expression: Expression, terms: Terms, noise: Tensor | None = None) -> None:
+        self.expression, self.terms, self.noise = expression, terms, noise
+        shapes = terms.batch_shapes if noise is None else {*terms.batch_shapes, noise.shape[:-1]}
+        # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
+        self.batch_shape = next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
 
     def add_noise(self, noise: Tensor) -> ClosedForm:
         """Return the matrix with more noise on its diagonal.
 
         :param noise: The noise (... x N or ... x 1).
         """
-        total = noise if self.noise is None else self.noise + noise
-        return ClosedForm(self.expression, self.values, total, _broadcast((self.batch_shape, noise.shape[:-1])))
+        return ClosedForm(self.expression, self.terms, noise if self.noise is None else self.noise + noise)
 
     def log_prob(self, residual: Tensor) -> Tensor:
         """Return the log density of a Gaussian with this covariance matrix.
 
         :param residual: The value less the mean (... x N).
         """
-        return kernel_log_prob.log_prob(self.expression, self.values, self.noise, residual, self.batch_shape)
+        return kernel_log_prob.log_prob(self.expression, self.terms.values, self.noise, residual, self.batch_shape)
+
+    def factorize(self) -> Tensor:
+        """Return the Cholesky factor (... x N x N), without a gradient."""
+        with torch.no_grad():
+            return kernel_log_prob.factorize(self.expression, self.terms.values, self.noise)
+
+    def to_dense(self, rows: slice | None = None) -> Tensor:
+        """Return the matrix (... x N x M), or some of its rows, as a tensor with a gradient.
+
+        :param rows: The rows, where the matrix has no noise.
+        """
+        values = list(self.terms.values)
+        if rows is not None:
+            for slot in self.terms.row_slots:
+                values[slot] = values[slot][..., rows, :]
+        if self.noise is not None or is_transformed():
+            return kernel_log_prob.plain_covariance(self.expression, values, self.noise)
+        return KernelCovariance.apply(self.expression, *values)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of the covariance of inputs with themselves (... x N or ... x 1)."""
+        diagonal = self.expression(self.terms.values).diagonal()
+        return diagonal if self.noise is None else diagonal + self.noise
 
 
 def note(taken: bool, reason: str) -> bool:
@@ -116,14 +142,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
     expression = kernel_expression(covar.kernel, covar.x1, covar.x2, terms)
     if expression is None:
         return None
-    covar = ClosedForm(expression, terms.values, None, _broadcast(terms.batch_shapes))
-    return covar if noise is None else covar.add_noise(noise)
-
-
-def _broadcast(shapes: Iterable[torch.Size]) -> torch.Size:
-    # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
-    shapes = set(shapes)
-    return next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    return ClosedForm(expression, terms, noise)
 
 
 def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:
@@ -160,20 +179,65 @@ def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
     if not uses_cholesky(covar.size(-1)):
         note(False, f"{covar.size(-1)} rows are more than max_cholesky_size")
         return None
-    if has_factor(covar):
-        note(False, "a factor of the covariance is cached already")
-        return None
     form = closed_form(covar)
-    if form is not None and form.batch_shape == covar.batch_shape:
-        note(True, "the kernel has a closed-form gradient")
+    if form is not None and form.batch_shape == covar.batch_shape and not has_factor(covar):
+        note(True, _CLOSED_FORM)
         return form.log_prob
-    covar = covar.evaluate_kernel()
-    structure = structured(covar)
-    if structure is not None:
-        note(False, f"{type(structure).__name__} has structure")
+    if not is_dense(covar):
         return None
-    note(True, f"upstream would factorize {type(covar).__name__} as a dense matrix")
-    return partial(kernel_log_prob.gaussian_log_prob, covar.to_dense())
+    return partial(kernel_log_prob.gaussian_log_prob, covar.evaluate_kernel().to_dense())
+
+
+def is_dense(covar: LinearOperator) -> bool:
+    """Decide whether upstream would factorize a covariance matrix as a dense matrix.
+
+    :param covar: The covariance matrix.
+    """
+    if has_factor(covar):
+        return note(False, "a factor of the covariance is cached already")
+    if closed_form(covar) is not None:
+        return note(True, _CLOSED_FORM)
+    evaluated = covar.evaluate_kernel()
+    structure = structured(evaluated)
+    if structure is not None:
+        return note(False, f"{type(structure).__name__} has structure")
+    return note(True, f"upstream would factorize {type(evaluated).__name__} as a dense matrix")
+
+
+def factorize(covar: LinearOperator, detached: bool) -> Tensor:
+    """Return the Cholesky factor (... x N x N) of a covariance matrix that :func:`is_dense`.
+
+    :param covar: The covariance matrix.
+    :param detached: Whether the factor has no gradient.
+    """
+    form = closed_form(covar)
+    if form is not None and detached and covar.size(-1) > 1:
+        return form.factorize()
+    matrix = (covar if form is None else form).to_dense()
+    return differentiable_cholesky(matrix.detach() if detached else matrix)
+
+
+class _Evaluated:
+    """An operator as what :class:`ClosedForm` is for kernels that have none."""
+
+    def __init__(self, covar: LinearOperator) -> None:
+        self.covar = covar.evaluate_kernel()
+
+    def to_dense(self, rows: slice | None = None) -> Tensor:
+        return (self.covar if rows is None else self.covar[..., rows, :]).to_dense()
+
+    def diagonal(self) -> Tensor:
+        return self.covar.diagonal(dim1=-1, dim2=-2)
+
+
+def unevaluated(covar: LinearOperator | Tensor) -> ClosedForm | _Evaluated:
+    """Return what gives a covariance matrix, some of its rows or its diagonal when asked.
+
+    :param covar: The covariance matrix (... x N x M).
+    """
+    covar = to_linear_operator(covar)
+    form = closed_form(covar)
+    return _Evaluated(covar) if form is None else form
 
 
 def structured(covar: LinearOperator) -> LinearOperator | None:

@@ -44,7 +44,9 @@ class TensorInvQuadLogdet(Function):
         _check_operands(matrix, inv_quad_rhs)
         columns, restore = as_columns(matrix.shape[:-2], inv_quad_rhs)
         inv_quad, logdet = cls._of_columns(matrix, columns)
-        inv_quad = restore(inv_quad)
+        if inv_quad.size(-1) == 1:
+            return inv_quad.squeeze(-1), logdet
+        inv_quad = restore(inv_quad.unsqueeze(-2)).sum((-2, -1))
         return inv_quad, logdet.expand(inv_quad.shape)
 
     @classmethod
@@ -149,22 +151,23 @@ def as_columns(batch_shape: torch.Size, rhs: Tensor) -> tuple[Tensor, Callable[[
 
     :param batch_shape: The matrices'.
     :param rhs: The right-hand sides (... x N x S).
-    :return: The columns, of the matrices' batch shape (... x N x S'), and what brings one number for each column
-        (... x S') to the batch shape that matrices and right-hand sides broadcast to, and sums it over S.
+    :return: The columns, of the matrices' batch shape (... x N x S'), and what brings rows that go with the columns
+        (... x R x S') back to the batch shape that matrices and right-hand sides broadcast to (... x R x S).
     """
     if rhs.shape[:-2] == batch_shape:
-        return rhs, lambda each: each.squeeze(-1) if each.size(-1) == 1 else each.sum(-1)
+        return rhs, lambda rows: rows
     full = torch.broadcast_shapes(batch_shape, rhs.shape[:-2])
     padded = (1,) * (len(full) - len(batch_shape)) + tuple(batch_shape)
     shared = [i for i, size in enumerate(padded) if size == 1]
     own = [i for i, size in enumerate(padded) if size != 1]
-    order = sorted(range(len(full)), key=[*own, *shared].__getitem__)
     num_rows, num_columns = rhs.shape[-2:]
-    rhs = rhs.expand(*full, num_rows, num_columns).permute(*own, -2, *shared, -1)
+    row, column = len(full), len(full) + 1
+    order = [*own, row, *shared, column]
+    rhs = rhs.expand(*full, num_rows, num_columns).permute(order)
     columns = rhs.reshape(*batch_shape, num_rows, math.prod(full[i] for i in shared) * num_columns)
 
-    def restore(each: Tensor) -> Tensor:
-        each = each.reshape(*(full[i] for i in (*own, *shared)), num_columns)
-        return each.sum(-1).permute(order)
+    def restore(rows: Tensor) -> Tensor:
+        sizes = (*full, rows.size(-2), num_columns)
+        return rows.reshape([sizes[i] for i in order]).permute(sorted(range(len(order)), key=order.__getitem__))
 
     return columns, restore

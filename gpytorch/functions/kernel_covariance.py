@@ -297,6 +297,10 @@ class Stationary:
             total = (grad * z).sum(-2, keepdim=True)
             cotangents.add(self.lengthscale_slot, total.div_(self.lengthscale).neg_())
 
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
+        return self.z1.new_ones(1)
+
     def plain(self) -> Tensor:
         """Return the whole matrix by differentiable operations."""
         if self.profile.of_distance and not self.is_square:
@@ -340,6 +344,10 @@ class Scaled:
             cotangents.add(self.slot, total if weight is None else total * weight[..., 0, 0])
         return total * self.scale[..., 0, 0] if inner else None
 
+    def diagonal(self) -> Tensor:
+        """See :meth:`Stationary.diagonal`."""
+        return self.child.diagonal() * self.scale[..., 0]
+
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""
         return self.child.plain() * self.scale
@@ -366,6 +374,10 @@ class Sum:
         """See :meth:`Stationary.pull_back`."""
         totals = [child.pull_back(cotangents, grad, rows, cols, weight, inner, symmetric) for child in self.children]
         return sum(totals) if inner else None
+
+    def diagonal(self) -> Tensor:
+        """See :meth:`Stationary.diagonal`."""
+        return sum(child.diagonal() for child in self.children)
 
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""
@@ -399,6 +411,10 @@ class Product:
             for i, child in enumerate(self.children)
         ]
         return totals[0]  # each factor times the product of the others is the whole
+
+    def diagonal(self) -> Tensor:
+        """See :meth:`Stationary.diagonal`."""
+        return reduce(operator.mul, (child.diagonal() for child in self.children))
 
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""

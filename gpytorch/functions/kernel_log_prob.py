@@ -129,7 +129,17 @@ def log_prob(
     if residual.shape[:-1] == batch_shape:
         return KernelLogProb.apply(expression, noise, residual, *values)
     columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-    return restore(KernelLogProb.apply(expression, noise, columns, *values))
+    return restore(KernelLogProb.apply(expression, noise, columns, *values).unsqueeze(-2))[..., 0, 0]
+
+
+def factorize(expression: Expression, values: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+    """Return the Cholesky factor of a covariance matrix with noise, in the memory that the matrix was evaluated in.
+
+    :param expression: The matrix in terms of `values`.
+    :param values: The tensors that it is made of.
+    :param noise: What is added to its diagonal (... x N or ... x 1).
+    """
+    return _factorize(expression(values), noise, keep=False)
 
 
 def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:

@@ -33,13 +33,15 @@ class Terms:
 
     :ivar values: The tensors.
     :ivar batch_shapes: Theirs; the covariance matrix has the batch shape that they broadcast to.
+    :ivar row_slots: Where the inputs of the rows stand among them.
     """
 
-    __slots__ = ("batch_shapes", "values")
+    __slots__ = ("batch_shapes", "row_slots", "values")
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
         self.batch_shapes: set[torch.Size] = set()
+        self.row_slots: list[int] = []
 
     def add(self, tensor: Tensor, event_dim: int) -> int:
         """Add a tensor, and return where it stands.
@@ -54,6 +56,7 @@ class Terms:
     def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
         """Add the inputs of rows and columns, once if they are the same, and return where they stand."""
         slot = self.add(x1, 2)
+        self.row_slots.append(slot)
         return slot, slot if x1 is x2 else self.add(x2, 2)
 
 

@@ -1,0 +1,98 @@
+"""The prior at test points, with no covariance evaluated before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _upstream
+from ..distributions import MultivariateNormal
+from ..lazy import LazyEvaluatedKernelTensor
+from ..module import Module
+
+_upstream.extend(__name__)
+
+_upstream_test_prior = ExactGP._get_test_prior_mean_and_covariances  # noqa: F821 (from the installed module)
+
+
+@_upstream.replaces(ExactGP)  # noqa: F821
+def _get_test_prior_mean_and_covariances(
+    self, train_inputs: Iterable[Tensor], test_inputs: Iterable[Tensor], **kwargs: Any
+) -> tuple:
+    """
+    With :class:`gpytorch.settings.use_torch_tensors` on and a training covariance that is factorized as a tensor, the
+    covariances are returned before they are evaluated. Where the model hands its inputs to its kernel as they are, the
+    training inputs do not go through the model again.
+    """
+    from .dense_prediction_strategy import (
+        DensePredictionStrategy,
+    )  # which the kernels, below the models, have to be there for
+
+    strategy = self.prediction_strategy
+    if not isinstance(strategy, DensePredictionStrategy) or not strategy.takes_tensors():
+        return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
+    prior = _test_prior(self, strategy.train_prior_dist, train_inputs, test_inputs, kwargs)
+    return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
+
+
+def _test_prior(
+    model: ExactGP,  # noqa: F821
+    train_prior_dist: MultivariateNormal,
+    train_inputs: Iterable[Tensor],
+    test_inputs: Iterable[Tensor],
+    kwargs: dict,
+) -> tuple | None:
+    (train_input, *other_inputs), (test_input, *_) = train_inputs, test_inputs
+    train_covar = train_prior_dist.lazy_covariance_matrix
+    if other_inputs or not _is_of(train_covar, train_input):
+        return None
+    prior = Module.__call__(model, test_input, **kwargs)
+    test_covar = prior.lazy_covariance_matrix
+    if type(prior) is not MultivariateNormal or not _is_of(test_covar, test_input):
+        return None
+    cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, train_covar.x2, kernel=test_covar.kernel)
+    batch_shape = prior.batch_shape
+    if train_prior_dist.batch_shape != batch_shape:
+        batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
+    return prior.loc, test_covar, cross_covar, batch_shape, prior.event_shape, MultivariateNormal
+
+
+def _is_of(covar: Any, inputs: Tensor) -> bool:
+    # Whether the model hands its inputs to its kernel as they are
+    if type(covar) is not LazyEvaluatedKernelTensor or covar.params or covar.last_dim_is_batch:
+        return False
+    active_dims = covar.kernel.active_dims
+    if covar.x1 is not covar.x2:
+        return False
+    if active_dims is None:
+        return covar.x1 is inputs
+    return torch.equal(covar.x1, inputs.index_select(-1, active_dims))
+
+
+def _joint_prior(
+    model: ExactGP,  # noqa: F821
+    train_inputs: Iterable[Tensor],
+    test_inputs: Iterable[Tensor],
+    kwargs: dict,
+) -> tuple:
+    joint_inputs = []
+    for train_input, test_input in zip(train_inputs, test_inputs, strict=True):
+        batch_shape = torch.broadcast_shapes(train_input.shape[:-2], test_input.shape[:-2])
+        parts = (part.expand(*batch_shape, *part.shape[-2:]) for part in (train_input, test_input))
+        joint_inputs.append(torch.cat(list(parts), dim=-2))
+    joint = Module.__call__(model, *joint_inputs, **kwargs)
+    num_train = train_inputs[0].size(-2)
+    covar = joint.lazy_covariance_matrix
+    test, train = slice(num_train, None), slice(None, num_train)
+    test_shape = torch.Size((joint.event_shape[0] - num_train,))
+    return (
+        joint.loc[..., test],
+        covar[..., test, test],
+        covar[..., test, train],
+        joint.batch_shape,
+        test_shape,
+        type(joint),
+    )

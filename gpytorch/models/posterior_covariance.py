@@ -1,0 +1,147 @@
+"""The posterior covariance of an exact GP, of which nothing is computed before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from linear_operator.operators import DenseLinearOperator, LinearOperator
+from torch import Tensor
+
+from ..functions.inv_quad_logdet import as_columns
+from ..utils.memoize import cached
+
+# Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
+BLOCK_ELEMENTS = 2**22
+
+
+def row_blocks_of_tests(shape: torch.Size, num_train: int) -> list[slice | None]:
+    """Return the blocks in which test points go through: [None] for all at once.
+
+    :param shape: The shape of K(test, test) or K(test, train) (... x M x _).
+    :param num_train: The number of training points.
+    """
+    num_test = shape[-2]
+    elements = shape[:-1].numel() * num_train
+    if elements <= BLOCK_ELEMENTS:
+        return [None]
+    size = max(1, BLOCK_ELEMENTS * num_test // elements)
+    return [slice(start, min(start + size, num_test)) for start in range(0, num_test, size)]
+
+
+class Unevaluated(Protocol):
+    """A covariance matrix before it is evaluated."""
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix (... x M x M)."""
+
+    def diagonal(self) -> Tensor:
+        """Return its diagonal (... x M or ... x 1)."""
+
+
+class PosteriorCovariance(LinearOperator):
+    r"""
+    :math:`\mathbf K_{**} - \mathbf K_{*X} (\mathbf L \mathbf L^\top)^{-1} \mathbf K_{X*}`.
+
+    The diagonal costs the diagonal; the matrix is built when something else is asked for.
+
+    :param prior: :math:`\mathbf K_{**}`, before it is evaluated.
+    :param cross: Gives the rows of :math:`\mathbf K_{*X}` that a slice takes, or all (... x M x N).
+    :param factor: :math:`\mathbf L` (... x N x N).
+    :param shape: The shape of the whole (... x M x M).
+    """
+
+    def __init__(
+        self,
+        prior: Unevaluated,
+        cross: Callable[[slice | None], Tensor],
+        factor: Tensor,
+        shape: torch.Size,
+    ):
+        super().__init__(factor)
+        self.prior, self.cross, self.factor, self._shape = prior, cross, factor, shape
+        self._is_grad_enabled = torch.is_grad_enabled()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.factor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.factor.device
+
+    def _size(self) -> torch.Size:
+        return self._shape
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.to_dense().requires_grad
+
+    def _explained(self, rows: slice | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        # L^-1 K(train, test), the test points that share a factor side by side
+        columns, restore = as_columns(self.factor.shape[:-2], self.cross(rows).mT)
+        return torch.linalg.solve_triangular(self.factor, columns, upper=False), restore
+
+    @cached(name="posterior_diagonal")
+    def _diagonal(self) -> Tensor:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            explained = []
+            for rows in row_blocks_of_tests(self._shape, self.factor.size(-1)):
+                half, restore = self._explained(rows)
+                explained.append(restore(half.square().sum(-2, keepdim=True)).squeeze(-2))
+            explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
+            return (self.prior.diagonal() - explained).expand(self._shape[:-1])
+
+    @cached(name="kernel_eval")
+    def evaluate_kernel(self) -> LinearOperator:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            half, restore = self._explained(None)
+            half = restore(half)
+            covar = self.prior.to_dense() - half.mT @ half
+            return DenseLinearOperator(covar.expand(self._shape))
+
+    def to_dense(self) -> Tensor:
+        return self.evaluate_kernel().to_dense()
+
+    def representation(self) -> tuple[Tensor, ...]:
+        return self.evaluate_kernel().representation()
+
+    def representation_tree(self):
+        return self.evaluate_kernel().representation_tree()
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return self.evaluate_kernel().__reduce_ex__(protocol)
+
+    def clone(self) -> LinearOperator:
+        return self.evaluate_kernel().clone()
+
+    def detach(self) -> LinearOperator:
+        return self.evaluate_kernel().detach()
+
+    def to(self, *args: Any, **kwargs: Any) -> LinearOperator:
+        return self.evaluate_kernel().to(*args, **kwargs)
+
+    def type(self, dtype: torch.dtype) -> LinearOperator:
+        return self.evaluate_kernel().type(dtype)
+
+    def _matmul(self, rhs: Tensor) -> Tensor:
+        return self.evaluate_kernel()._matmul(rhs)
+
+    def _transpose_nonbatch(self) -> LinearOperator:
+        return self
+
+    def _getitem(self, row_index, col_index, *batch_indices) -> LinearOperator:
+        return self.evaluate_kernel()._getitem(row_index, col_index, *batch_indices)
+
+    def _get_indices(self, row_index, col_index, *batch_indices) -> Tensor:
+        return self.evaluate_kernel()._get_indices(row_index, col_index, *batch_indices)
+
+    def _expand_batch(self, batch_shape: torch.Size) -> LinearOperator:
+        return self.evaluate_kernel()._expand_batch(batch_shape)
+
+    def _unsqueeze_batch(self, dim: int) -> LinearOperator:
+        return self.evaluate_kernel()._unsqueeze_batch(dim)
+
+    def _permute_batch(self, *dims: int) -> LinearOperator:
+        return self.evaluate_kernel()._permute_batch(*dims)
