@@ -152,9 +152,11 @@ def install() -> str | None:
         original = getattr(owner, name, None)
         if not callable(original) or _parameters(original) != _parameters(function):
             return f"its {owner.__qualname__}.{name} has other parameters than theirs"
-    for owner, name, function in noted:
-        docs = (inspect.cleandoc(doc) for doc in (getattr(owner, name).__doc__, function.__doc__) if doc)
-        function.__doc__ = "\n\n".join(docs) or None
+    # As a user sees them, inherited or not, and before one replacement shows in the docstring of the next.
+    docs = [inspect.getdoc(getattr(owner, name)) for owner, name, _ in noted]
+    for (owner, name, function), doc in zip(noted, docs, strict=True):
+        parts = (inspect.cleandoc(part) for part in (doc, function.__doc__) if part)
+        function.__doc__ = "\n\n".join(parts) or None
         function.__name__, function.__qualname__ = name, f"{owner.__qualname__}.{name}"  # a bound method's pickle
         setattr(owner, name, function)
     return None

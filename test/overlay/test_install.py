@@ -21,7 +21,7 @@ import gpytorch
 overlay = sys.modules.get("gpytorch._upstream")
 print(json.dumps(dict(
     overlay=overlay and overlay.__file__, flag=hasattr(gpytorch.settings, "use_torch_tensors"),
-    upstream=util.find_spec("gpytorch.means").origin, versions=[gpytorch.__version__, metadata.version("gpytorch")],
+    upstream=util.find_spec("gpytorch.version").origin, versions=[gpytorch.__version__, metadata.version("gpytorch")],
 )))
 """
 

@@ -51,7 +51,12 @@ STAND_IN = {
             def draw(self):
                 return "upstream"
 
-        class Student(Normal): ...
+            def draw_many(self):
+                """Return a list."""
+
+        class Student(Normal):
+            def draw_many(self):
+                return super().draw_many()
         ''',
 }
 OVERLAY = {
@@ -67,6 +72,14 @@ OVERLAY = {
         def log_prob(self, value: float, scale=1) -> str:
             """Ours is faster."""
             return "ours"
+
+        @_upstream.replaces(Normal)
+        def draw_many(self):
+            """A short one."""
+
+        @_upstream.replaces(Student, "draw_many")
+        def _draw_many_of_student(self):
+            """A long one."""
 
         @_upstream.replaces(Normal, "draw")
         def _draw_fast(self):
@@ -182,7 +195,7 @@ print(json.dumps(dict(
     module=Normal.__module__, same=Normal is gpytorch.distributions.Normal and Student.__mro__[1] is Normal,
     pickled=type(pickle.loads(pickle.dumps(Normal()))) is Normal and pickle.loads(pickle.dumps(Normal().draw))(),
     sources=[inspect.getsource(x) for x in (Normal, Normal.log_prob, gpytorch.means.Mean, normal)],
-    documentation=Normal.log_prob.__doc__, undocumented=Normal.draw.__doc__,
+    documentation=Normal.log_prob.__doc__, inherited=Student.draw_many.__doc__, undocumented=Normal.draw.__doc__,
     names=[Normal.log_prob.__qualname__, Normal.draw.__qualname__, Normal.draw.__name__, Normal.draw.__module__],
 )))
 """
@@ -198,6 +211,7 @@ print(json.dumps(dict(
     beginnings = ["class Normal:", "@_upstream.replaces(Normal)", "class Mean", "class Normal"]
     assert [s.startswith(b) for s, b in zip(seen["sources"], beginnings, strict=True)] == [True] * 4, seen["sources"]
     assert seen["documentation"] == "Return upstream's answer.\n\n:param value: Anything.\n\nOurs is faster."
+    assert seen["inherited"] == "Return a list.\n\nA long one."
     assert seen["undocumented"] is None
     assert seen["names"] == ["Normal.log_prob", "Normal.draw", "draw", "gpytorch.distributions.normal"]
 
