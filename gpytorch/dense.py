@@ -29,11 +29,12 @@ from . import beta_features, settings
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.inv_quad_logdet import differentiable_cholesky
-from .functions.kernel_covariance import Expression, KernelCovariance
+from .functions.kernel_covariance import Expression, KernelCovariance, evaluate
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
 from .likelihoods.noise import diagonal_of
+from .models.posterior_covariance import PosteriorCovariance
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,41 @@ class ClosedForm:
         if rows is not None:
             for slot in self.terms.row_slots:
                 values[slot] = values[slot][..., rows, :]
-        if self.noise is not None or is_transformed():
-            return kernel_log_prob.plain_covariance(self.expression, values, self.noise)
-        return KernelCovariance.apply(self.expression, *values)
+        covar = _evaluate(self.expression, values)
+        return covar if self.noise is None else kernel_log_prob.add_diagonal(covar, self.noise)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The matrix's shape (... x N x M)."""
+        return torch.Size((*self.batch_shape, *self.terms.matrix_shape))
+
+
+class ClosedFormPrior:
+    """The covariance matrix of the rows of another with themselves, before it is evaluated.
+
+    :param cross: The other matrix.
+    """
+
+    __slots__ = ("cross",)
+
+    def __init__(self, cross: ClosedForm) -> None:
+        self.cross = cross
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix (... x N x N) as a tensor with a gradient."""
+        return _evaluate(partial(self.cross.expression, square=True), self.cross.terms.values)
 
     def diagonal(self) -> Tensor:
-        """Return the diagonal of the covariance of inputs with themselves (... x N or ... x 1)."""
-        diagonal = self.expression(self.terms.values).diagonal()
-        return diagonal if self.noise is None else diagonal + self.noise
+        """Return its diagonal (... x 1)."""
+        return self.cross.expression(self.cross.terms.values).diagonal()
+
+
+def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
+    if is_transformed():
+        return expression(values).plain()
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        return KernelCovariance.apply(expression, *values)
+    return evaluate(expression(values))
 
 
 def note(taken: bool, reason: str) -> bool:
@@ -152,9 +180,11 @@ def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> tor
     :param covar: The covariance matrix (... x N x N).
     :return: The batch shape, or None where it takes more than a look to know.
     """
+    batch_shape = mean.shape[:-1]
+    if type(covar) is PosteriorCovariance:
+        return batch_shape if covar.shape[:-2] == batch_shape else None
     if type(covar) is not LazyEvaluatedKernelTensor or covar.x1 is not covar.x2 or covar.last_dim_is_batch:
         return None
-    batch_shape = mean.shape[:-1]
     if covar.x1.shape[:-2] != batch_shape or not _has_batch_shape(covar.kernel, batch_shape):
         return None
     return batch_shape
@@ -188,11 +218,13 @@ def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
     return partial(kernel_log_prob.gaussian_log_prob, covar.evaluate_kernel().to_dense())
 
 
-def is_dense(covar: LinearOperator) -> bool:
+def is_dense(covar: LinearOperator | ClosedForm) -> bool:
     """Decide whether upstream would factorize a covariance matrix as a dense matrix.
 
     :param covar: The covariance matrix.
     """
+    if isinstance(covar, ClosedForm):
+        return note(True, _CLOSED_FORM)
     if has_factor(covar):
         return note(False, "a factor of the covariance is cached already")
     if closed_form(covar) is not None:
@@ -204,16 +236,16 @@ def is_dense(covar: LinearOperator) -> bool:
     return note(True, f"upstream would factorize {type(evaluated).__name__} as a dense matrix")
 
 
-def factorize(covar: LinearOperator, detached: bool) -> Tensor:
+def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
     """Return the Cholesky factor (... x N x N) of a covariance matrix that :func:`is_dense`.
 
     :param covar: The covariance matrix.
     :param detached: Whether the factor has no gradient.
     """
-    form = closed_form(covar)
-    if form is not None and detached and covar.size(-1) > 1:
+    form = covar if isinstance(covar, ClosedForm) else closed_form(covar)
+    if form is not None and detached and form.shape[-1] > 1:
         return form.factorize()
-    matrix = (covar if form is None else form).to_dense()
+    matrix = covar.evaluate_kernel().to_dense() if form is None else form.to_dense()
     return differentiable_cholesky(matrix.detach() if detached else matrix)
 
 
@@ -222,6 +254,7 @@ class _Evaluated:
 
     def __init__(self, covar: LinearOperator) -> None:
         self.covar = covar.evaluate_kernel()
+        self.shape = self.covar.shape
 
     def to_dense(self, rows: slice | None = None) -> Tensor:
         return (self.covar if rows is None else self.covar[..., rows, :]).to_dense()
@@ -230,14 +263,19 @@ class _Evaluated:
         return self.covar.diagonal(dim1=-1, dim2=-2)
 
 
-def unevaluated(covar: LinearOperator | Tensor) -> ClosedForm | _Evaluated:
-    """Return what gives a covariance matrix, some of its rows or its diagonal when asked.
+def unevaluated(
+    prior: LinearOperator | Tensor, cross: LinearOperator | Tensor
+) -> tuple[ClosedFormPrior | _Evaluated, ClosedForm | _Evaluated]:
+    """Return what gives the covariance matrices of a prediction, or parts of them, when asked.
 
-    :param covar: The covariance matrix (... x N x M).
+    :param prior: K(test, test) (... x M x M).
+    :param cross: K(test, train) (... x M x N).
     """
-    covar = to_linear_operator(covar)
-    form = closed_form(covar)
-    return _Evaluated(covar) if form is None else form
+    prior, cross = to_linear_operator(prior), to_linear_operator(cross)
+    form = closed_form(cross)
+    if form is None or type(prior) is not type(cross) or prior.kernel is not cross.kernel or prior.x1 is not cross.x1:
+        return _Evaluated(prior), _Evaluated(cross)
+    return ClosedFormPrior(form), form
 
 
 def structured(covar: LinearOperator) -> LinearOperator | None:

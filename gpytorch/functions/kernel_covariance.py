@@ -318,10 +318,11 @@ class Scaled:
     :param values: The expression's tensors.
     :param child: The matrix's expression.
     :param scale: Where the scale stands in `values` (...).
+    :param square: See :data:`Expression`.
     """
 
-    def __init__(self, values: Sequence[Tensor], child: Expression, scale: int):
-        self.child, self.slot, self.scale = child(values), scale, values[scale][..., None, None]
+    def __init__(self, values: Sequence[Tensor], child: Expression, scale: int, square: bool = False):
+        self.child, self.slot, self.scale = child(values, square), scale, values[scale][..., None, None]
         self.shape, self.device = self.child.shape, self.child.device
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
@@ -358,10 +359,11 @@ class Sum:
 
     :param values: The expression's tensors.
     :param children: The matrices' expressions.
+    :param square: See :data:`Expression`.
     """
 
-    def __init__(self, values: Sequence[Tensor], *children: Expression):
-        self.children = [child(values) for child in children]
+    def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
+        self.children = [child(values, square) for child in children]
         self.shape, self.device = self.children[0].shape, self.children[0].device
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
@@ -389,10 +391,11 @@ class Product:
 
     :param values: The expression's tensors.
     :param children: The matrices' expressions.
+    :param square: See :data:`Expression`.
     """
 
-    def __init__(self, values: Sequence[Tensor], *children: Expression):
-        self.children = [child(values) for child in children]
+    def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
+        self.children = [child(values, square) for child in children]
         self.shape, self.device = self.children[0].shape, self.children[0].device
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
@@ -422,7 +425,9 @@ class Product:
 
 
 Matrix = Stationary | Scaled | Sum | Product
-Expression = Callable[[Sequence[Tensor]], Matrix]
+
+#: Binds an expression to its tensors; with a second argument of True, as the covariance of its rows with themselves.
+Expression = Callable[..., Matrix]
 
 
 class KernelCovariance(Function):

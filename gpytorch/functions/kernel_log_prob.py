@@ -162,7 +162,16 @@ def plain_covariance(expression: Expression, values: Sequence[Tensor], noise: Te
     :param noise: What is added to its diagonal (... x N or ... x 1).
     """
     covar = expression(values).plain()
-    return covar if noise is None else covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
+    return covar if noise is None else add_diagonal(covar, noise)
+
+
+def add_diagonal(covar: Tensor, noise: Tensor) -> Tensor:
+    """Add noise to the diagonal of a covariance matrix by differentiable operations.
+
+    :param covar: The covariance matrix (... x N x N).
+    :param noise: The noise (... x N or ... x 1).
+    """
+    return covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
 
 
 def _plain_log_prob(expression: Expression, values: Sequence[Tensor], noise: Tensor | None, residual: Tensor) -> Tensor:

@@ -34,9 +34,10 @@ class Terms:
     :ivar values: The tensors.
     :ivar batch_shapes: Theirs; the covariance matrix has the batch shape that they broadcast to.
     :ivar row_slots: Where the inputs of the rows stand among them.
+    :ivar matrix_shape: The number of rows and of columns.
     """
 
-    __slots__ = ("batch_shapes", "row_slots", "values")
+    __slots__ = ("batch_shapes", "matrix_shape", "row_slots", "values")
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
@@ -55,6 +56,7 @@ class Terms:
 
     def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
         """Add the inputs of rows and columns, once if they are the same, and return where they stand."""
+        self.matrix_shape = (x1.size(-2), x2.size(-2))
         slot = self.add(x1, 2)
         self.row_slots.append(slot)
         return slot, slot if x1 is x2 else self.add(x2, 2)
@@ -80,8 +82,9 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms) -> E
 
 
 def _stationary(profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, *shape: Tensor) -> Expression:
-    slots = [*terms.add_inputs(x1, x2), *(terms.add(tensor, 2) for tensor in (kernel.lengthscale, *shape))]
-    return lambda values: Stationary(values, profile, *slots)
+    rows, cols = terms.add_inputs(x1, x2)
+    parameters = [terms.add(tensor, 2) for tensor in (kernel.lengthscale, *shape)]
+    return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, *parameters)
 
 
 def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
@@ -107,8 +110,8 @@ def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> E
         return torch.cat([angle.cos() * radius, angle.sin() * radius], dim=-1)
 
     points1 = on_circles(x1)
-    slots = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
-    return lambda values: Stationary(values, RBF, *slots)
+    rows, cols = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
+    return lambda values, square=False: Stationary(values, RBF, rows, rows if square else cols)
 
 
 def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
@@ -116,7 +119,7 @@ def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Express
     if child is None:
         return None
     scale = terms.add(kernel.outputscale, 0)
-    return lambda values: Scaled(values, child, scale)
+    return lambda values, square=False: Scaled(values, child, scale, square)
 
 
 def _composite(
@@ -134,7 +137,7 @@ def _composite(
         if child is None:
             return None
         children.append(child)
-    return lambda values: node(values, *children)
+    return lambda values, square=False: node(values, children, square)
 
 
 _WRITERS: dict[Callable, Callable] = {

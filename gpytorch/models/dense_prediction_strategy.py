@@ -11,9 +11,10 @@ from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..dense import factorize, is_dense, note, unevaluated
+from ..dense import ClosedForm, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..functions.inv_quad_logdet import as_columns
+from ..likelihoods.noise import marginal_noise
 from ..utils.memoize import cached, clear_cache_hook
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .posterior_covariance import PosteriorCovariance, row_blocks_of_tests
@@ -33,10 +34,46 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
     :class:`gpytorch.settings.use_torch_tensors` off it does what upstream's strategy does.
     """
 
+    def __init__(
+        self,
+        train_inputs: list[Tensor],
+        train_prior_dist: MultivariateNormal,
+        train_labels: Tensor,
+        likelihood: Any,
+        root: Any = None,
+        inv_root: Any = None,
+    ):
+        # Fantasies come with the roots of their covariance, which upstream's strategy uses.
+        self._has_roots = root is not None or inv_root is not None
+        if self._has_roots or train_labels.shape[-1:] != train_prior_dist.event_shape:
+            super().__init__(train_inputs, train_prior_dist, train_labels, likelihood, root, inv_root)
+            return
+        self._train_shape = train_prior_dist.event_shape
+        self.train_inputs = train_inputs
+        self.train_prior_dist = train_prior_dist
+        self.train_labels = train_labels
+        self.likelihood = likelihood
+        self._last_test_train_covar = None
+
+    @functools.cached_property
+    def lik_train_train_covar(self) -> LinearOperator:
+        """The training covariance with its noise, for what upstream does with it."""
+        return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
+
+    def train_covar(self) -> ClosedForm | LinearOperator:
+        """Return the training covariance with its noise."""
+        covar = closed_form(self.train_prior_dist.lazy_covariance_matrix)
+        if covar is not None:
+            noise = marginal_noise(self.likelihood, self.train_prior_dist.loc.shape, (self.train_inputs,), {})
+            if noise is not None:
+                return covar.add_noise(noise)
+        return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
+
     def takes_tensors(self) -> bool:
         """Return whether a prediction made now is made on tensors."""
         return (
-            settings.use_torch_tensors.on()
+            not self._has_roots
+            and settings.use_torch_tensors.on()
             and settings.observation_nan_policy.value() == "ignore"
             and solves_by_cholesky(self.num_train)
         )
@@ -49,8 +86,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
 
     @cached(name="factor")
     def _factor(self, detached: bool, versions: tuple[int, ...]) -> Tensor:
-        mvn = self.likelihood(self.train_prior_dist, self.train_inputs)
-        return self._until_backward(factorize(mvn.lazy_covariance_matrix, detached))
+        return self._until_backward(factorize(self.train_covar(), detached))
 
     @cached(name="mean_cache")
     def _mean_cache(self, nan_policy: str) -> Tensor:
@@ -65,6 +101,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
 
     def __reduce__(self) -> tuple:
         # What is saved loads in any GPyTorch: as upstream's strategy, with nothing cached.
+        self.lik_train_train_covar  # noqa: B018 (computed, for upstream's strategy to have it)
         state = {name: value for name, value in self.__dict__.items() if name != "_memoize_cache"}
         return copyreg.__newobj__, (DefaultPredictionStrategy,), state
 
@@ -83,18 +120,17 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         if not self.takes_tensors():
             evaluated = (covar.evaluate_kernel() for covar in (test_test_covar, test_train_covar))
             return super().exact_prediction(test_mean, *evaluated)
-        blocks = row_blocks_of_tests(test_train_covar.shape, self.num_train)
-        cross = unevaluated(test_train_covar).to_dense
+        prior, cross = unevaluated(test_test_covar, test_train_covar)
+        blocks, rows_of = row_blocks_of_tests(cross.shape, self.num_train), cross.to_dense
         if len(blocks) == 1:
-            cross = functools.partial(_rows, cross())
+            rows_of = functools.partial(_rows, rows_of())
         alpha = self.mean_cache.unsqueeze(-1)
-        explained = [(cross(rows) @ alpha).squeeze(-1) for rows in blocks]
+        explained = [(rows_of(rows) @ alpha).squeeze(-1) for rows in blocks]
         mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
         if settings.skip_posterior_variances.on():
             return mean, ZeroLinearOperator(*test_test_covar.size())
-        factor = self.factor()
-        shape = torch.Size((*mean.shape[:-1], *test_test_covar.shape[-2:]))
-        return mean, PosteriorCovariance(unevaluated(test_test_covar), cross, factor, shape)
+        shape = torch.Size((*mean.shape, mean.size(-1)))
+        return mean, PosteriorCovariance(prior, rows_of, self.factor(), shape)
 
 
 def _rows(matrix: Tensor, rows: slice | None) -> Tensor:
@@ -123,7 +159,7 @@ def dense_prediction_strategy(
         note(False, reason)
         return None
     strategy = DensePredictionStrategy(train_inputs, train_prior_dist, train_labels, likelihood)
-    return strategy if is_dense(strategy.lik_train_train_covar) else None
+    return strategy if is_dense(strategy.train_covar()) else None
 
 
 def solves_by_cholesky(n: int) -> bool:
