@@ -28,7 +28,7 @@ from torch import Tensor
 from . import beta_features, settings
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
-from .functions.inv_quad_logdet import differentiable_cholesky
+from .functions.cholesky_inverse import differentiable_cholesky
 from .functions.kernel_covariance import Expression, KernelCovariance, evaluate
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
@@ -43,7 +43,8 @@ routes: Counter[str] = Counter()
 
 _DENSE = (DenseLinearOperator, SumLinearOperator, MulLinearOperator, ConstantMulLinearOperator, AddedDiagLinearOperator)
 _DIAGONAL = (DiagLinearOperator, ConstantDiagLinearOperator)
-_CLOSED_FORM = "the kernel has a closed-form gradient"
+#: The reason for the tensor path where the kernel is written as an expression.
+CLOSED_FORM = "the kernel has a closed-form gradient"
 _FACTORS = {"cholesky", "root_decomposition", "root_inv_decomposition", "symeig", "svd", "lanczos", "diagonalization"}
 
 
@@ -211,7 +212,7 @@ def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
         return None
     form = closed_form(covar)
     if form is not None and form.batch_shape == covar.batch_shape and not has_factor(covar):
-        note(True, _CLOSED_FORM)
+        note(True, CLOSED_FORM)
         return form.log_prob
     if not is_dense(covar):
         return None
@@ -224,11 +225,11 @@ def is_dense(covar: LinearOperator | ClosedForm) -> bool:
     :param covar: The covariance matrix.
     """
     if isinstance(covar, ClosedForm):
-        return note(True, _CLOSED_FORM)
+        return note(True, CLOSED_FORM)
     if has_factor(covar):
         return note(False, "a factor of the covariance is cached already")
     if closed_form(covar) is not None:
-        return note(True, _CLOSED_FORM)
+        return note(True, CLOSED_FORM)
     evaluated = covar.evaluate_kernel()
     structure = structured(evaluated)
     if structure is not None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
+from torch.autograd import Function
+
+from ._transforms import is_transformed, is_vmapped
 
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
 # from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
@@ -38,3 +42,48 @@ def _invert_block_(block: Tensor) -> None:
         block.copy_(torch.cholesky_inverse(block))  # LAPACK takes no block of a larger matrix from torch
     else:
         cholesky_inverse_(block)
+
+
+class PsdInverse(Function):
+    r"""
+    The inverse :math:`\mathbf P = \mathbf K^{-1}` of a positive definite matrix. Call :func:`psd_inverse`.
+    """
+
+    # dP = -P dK P, so with the cotangent C of P, made symmetric: dL/dK = -P C P.
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor) -> Tensor:
+        inverse = cholesky_inverse_(psd_safe_cholesky(matrix))
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        grad = 0.5 * (grad + grad.mT)
+        return -(inverse @ grad @ inverse)
+
+
+def psd_inverse(matrix: Tensor) -> Tensor:
+    r"""
+    Computes the inverse of a positive definite matrix, with the jitter, warnings and errors of
+    :func:`~linear_operator.utils.cholesky.psd_safe_cholesky`.
+
+    :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
+    :return: :math:`\mathbf K^{-1}` (... x N x N).
+    """
+    if is_transformed():
+        return torch.cholesky_inverse(differentiable_cholesky(matrix))
+    return PsdInverse.apply(matrix)
+
+
+def differentiable_cholesky(matrix: Tensor) -> Tensor:
+    r"""
+    Computes the Cholesky factor by differentiable operations.
+
+    :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
+    :return: :math:`\mathbf L` (... x N x N).
+    """
+    if matrix.size(-1) == 1:
+        return matrix.clamp_min(0.0).sqrt()  # as LinearOperator.cholesky takes it
+    return torch.linalg.cholesky(matrix) if is_vmapped() else psd_safe_cholesky(matrix)

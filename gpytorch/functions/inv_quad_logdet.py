@@ -17,8 +17,8 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
 
-from ._transforms import is_transformed, is_vmapped, must_be_differentiable
-from .cholesky_inverse import cholesky_inverse_
+from ._transforms import is_transformed, must_be_differentiable
+from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky
 
 
 class TensorInvQuadLogdet(Function):
@@ -99,12 +99,6 @@ class TensorInvQuadLogdet(Function):
         if not differentiable:
             return reduce(Tensor.add_, terms) if terms else None, grad_columns
         return sum(terms) if terms else None, grad_columns
-
-
-def differentiable_cholesky(matrix: Tensor) -> Tensor:
-    if matrix.size(-1) == 1:
-        return matrix.clamp_min(0.0).sqrt()  # as LinearOperator.cholesky takes it
-    return torch.linalg.cholesky(matrix) if is_vmapped() else psd_safe_cholesky(matrix)
 
 
 def _inv_quad(factor: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

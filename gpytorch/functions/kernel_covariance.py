@@ -19,9 +19,11 @@ from torch.autograd import Function
 
 from ._transforms import must_be_differentiable
 
-# Elements of a block: on a CPU it should stay in the cache of a core from one elementwise pass to the next, on a GPU
-# it should fill the device.
-_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+# A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
+# CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
+# should fill the device.
+_ELEMENTS = {"cpu": (2**18, 2**15), "cuda": (2**26, 2**26)}
+_LEAST_ROWS = 24
 
 Rows = slice | None  # None: all of them
 
@@ -32,11 +34,11 @@ def row_blocks(shape: Sequence[int], device: torch.device) -> list[tuple[int, in
     :param shape: The matrix's shape (... x N x M).
     :param device: Where it lies.
     """
-    n = shape[-2]
-    elements, budget = math.prod(shape), _BLOCK_ELEMENTS.get(device.type, _BLOCK_ELEMENTS["cpu"])
-    if elements <= budget:
+    n, elements = shape[-2], math.prod(shape)
+    whole, block = _ELEMENTS.get(device.type, _ELEMENTS["cpu"])
+    if elements <= whole:
         return [(0, n)]
-    rows = max(16, budget * n // elements)
+    rows = max(_LEAST_ROWS, block * n // elements)
     return [(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 

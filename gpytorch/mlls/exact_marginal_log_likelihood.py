@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from .. import _upstream, settings
-from ..dense import ClosedForm, closed_form, note, uses_cholesky
+from ..dense import CLOSED_FORM, ClosedForm, closed_form, note, uses_cholesky
 from ..distributions import MultivariateNormal
+from ..likelihoods import Likelihood
 from ..likelihoods.noise import marginal_noise
 
 _upstream.extend(__name__)
@@ -26,7 +27,7 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
     """
     covar = None
     if settings.use_torch_tensors.on():
-        covar = _closed_form_marginal(self, function_dist, params, kwargs)
+        covar = closed_form_marginal(self.likelihood, function_dist, params, kwargs)
     if covar is None:
         return _upstream_forward(self, function_dist, target, *params, **kwargs)
     res = covar.log_prob(target - function_dist.loc)
@@ -49,7 +50,16 @@ def _has_other_terms(module) -> bool:
     return any(_has_other_terms(child) for child in module._modules.values() if child is not None)
 
 
-def _closed_form_marginal(mll, function_dist: MultivariateNormal, params: tuple, kwargs: dict) -> ClosedForm | None:
+def closed_form_marginal(
+    likelihood: Likelihood, function_dist: MultivariateNormal, params: tuple, kwargs: dict
+) -> ClosedForm | None:
+    """Return the covariance of the observations, where it can be had without an operator.
+
+    :param likelihood: The likelihood.
+    :param function_dist: The prior at the training inputs.
+    :param params: What the likelihood is called with after the distribution.
+    :param kwargs: The same, by keyword.
+    """
     if (
         not isinstance(function_dist, MultivariateNormal)
         or type(function_dist).log_prob is not MultivariateNormal.log_prob
@@ -60,11 +70,11 @@ def _closed_form_marginal(mll, function_dist: MultivariateNormal, params: tuple,
     ):
         return None
     covar = closed_form(function_dist._covar)
-    noise = covar and marginal_noise(mll.likelihood, function_dist.loc.shape, params, kwargs)
+    noise = covar and marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
     if noise is None:
         return None
     covar = covar.add_noise(noise)
     if covar.batch_shape != function_dist.batch_shape:
         return None
-    note(True, "the kernel has a closed-form gradient")
+    note(True, CLOSED_FORM)
     return covar
