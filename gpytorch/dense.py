@@ -29,7 +29,7 @@ from . import beta_features, settings
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import Expression, KernelCovariance, evaluate
+from .functions.kernel_covariance import Expression, KernelCovariance, aliases, evaluate
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
@@ -114,6 +114,8 @@ class ClosedFormPrior:
 
     def to_dense(self) -> Tensor:
         """Return the matrix (... x N x N) as a tensor with a gradient."""
+        if self.cross.terms.matrix_shape[0] == 1:
+            return self.diagonal().unsqueeze(-1)
         return _evaluate(partial(self.cross.expression, square=True), self.cross.terms.values)
 
     def diagonal(self) -> Tensor:
@@ -125,7 +127,8 @@ def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
     if is_transformed():
         return expression(values).plain()
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        return KernelCovariance.apply(expression, *values)
+        # Views, which unlike leaves can be asked whether a backward reaches them.
+        return KernelCovariance.apply(expression, *aliases(values))
     return evaluate(expression(values))
 
 
@@ -182,7 +185,7 @@ def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> tor
     :return: The batch shape, or None where it takes more than a look to know.
     """
     batch_shape = mean.shape[:-1]
-    if type(covar) is PosteriorCovariance:
+    if isinstance(covar, PosteriorCovariance):
         return batch_shape if covar.shape[:-2] == batch_shape else None
     if type(covar) is not LazyEvaluatedKernelTensor or covar.x1 is not covar.x2 or covar.last_dim_is_batch:
         return None

@@ -436,8 +436,10 @@ class KernelCovariance(Function):
     r"""
     The covariance matrix :math:`\mathbf K` of an expression's inputs, as a tensor.
 
-    The backward evaluates the matrix again, a block of rows at a time, rather than keep it:
-    ``KernelCovariance.apply(expression, *values)``.
+    The backward evaluates the matrix again, a block of rows at a time, rather than keep it, and differentiates in
+    those tensors alone that the backward as a whole goes on to: an acquisition function's in the test points, not in
+    the hyperparameters. ``KernelCovariance.apply(expression, *values)``; no value that requires a gradient may be a
+    leaf.
     """
 
     @staticmethod
@@ -457,6 +459,10 @@ class KernelCovariance(Function):
         if must_be_differentiable():
             values = aliases(values)
             return None, *grad_of_plain(ctx.expression(values).plain(), values, needed, grad)
+        needed = [
+            need and torch._C._will_engine_execute_node(node)
+            for need, (node, _) in zip(needed, ctx.next_functions, strict=True)
+        ]
         matrix, cotangents = ctx.expression(values), Cotangents(values, needed)
         blocks = row_blocks(grad.shape, grad.device)
         for start, stop in blocks:

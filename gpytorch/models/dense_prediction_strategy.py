@@ -17,7 +17,7 @@ from ..functions.inv_quad_logdet import as_columns
 from ..likelihoods.noise import marginal_noise
 from ..utils.memoize import cached, clear_cache_hook
 from .exact_prediction_strategies import DefaultPredictionStrategy
-from .posterior_covariance import PosteriorCovariance, row_blocks_of_tests
+from .posterior_covariance import posterior_covariance, row_blocks_of_tests
 
 
 class DensePredictionStrategy(DefaultPredictionStrategy):
@@ -130,7 +130,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         if settings.skip_posterior_variances.on():
             return mean, ZeroLinearOperator(*test_test_covar.size())
         shape = torch.Size((*mean.shape, mean.size(-1)))
-        return mean, PosteriorCovariance(prior, rows_of, self.factor(), shape)
+        return mean, posterior_covariance(prior, rows_of, self.factor(), shape)
 
 
 def _rows(matrix: Tensor, rows: slice | None) -> Tensor:

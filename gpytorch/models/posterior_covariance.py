@@ -15,6 +15,9 @@ from ..utils.memoize import cached
 # Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
 BLOCK_ELEMENTS = 2**22
 
+# Test points up to which the matrix counts as no more work than its diagonal.
+_SMALL = 32
+
 
 def row_blocks_of_tests(shape: torch.Size, num_train: int) -> list[slice | None]:
     """Return the blocks in which test points go through: [None] for all at once.
@@ -59,7 +62,7 @@ class PosteriorCovariance(LinearOperator):
         factor: Tensor,
         shape: torch.Size,
     ):
-        super().__init__(factor)
+        LinearOperator.__init__(self, factor)
         self.prior, self.cross, self.factor, self._shape = prior, cross, factor, shape
         self._is_grad_enabled = torch.is_grad_enabled()
 
@@ -145,3 +148,23 @@ class PosteriorCovariance(LinearOperator):
 
     def _permute_batch(self, *dims: int) -> LinearOperator:
         return self.evaluate_kernel()._permute_batch(*dims)
+
+
+class SmallPosteriorCovariance(PosteriorCovariance, DenseLinearOperator):
+    """The same for a few test points, whose matrix costs little more than its diagonal.
+
+    Being dense, it meets the short cuts that other operators have for dense ones.
+    """
+
+    @property
+    def tensor(self) -> Tensor:
+        """The matrix (... x M x M)."""
+        return self.to_dense()
+
+
+def posterior_covariance(
+    prior: Unevaluated, cross: Callable[[slice | None], Tensor], factor: Tensor, shape: torch.Size
+) -> PosteriorCovariance:
+    """Return the posterior covariance. See :class:`PosteriorCovariance`."""
+    cls = SmallPosteriorCovariance if shape[-1] <= _SMALL else PosteriorCovariance
+    return cls(prior, cross, factor, shape)
