@@ -203,10 +203,9 @@ class Stationary:
         if self.profile.of_distance and not self.is_square:
             return torch.cdist(z1, z2).clamp_min_(_TINY)
         sq1, sq2 = _take(self.sq1, rows), _take(self.sq2, cols).mT
-        if z1.dim() == 2 and z2.dim() == 2:
-            r2 = torch.addmm(sq1, z1, z2.mT, alpha=-2).add_(sq2)
-        else:
-            r2 = torch.matmul(z1, z2.mT).mul_(-2).add_(sq1).add_(sq2)
+        # The product is rounded before the squares are added, so that in one dimension equal points are at distance 0.
+        r2 = torch.matmul(z1, z2.mT)
+        r2 = r2.mul_(-2).add_(sq1).add_(sq2) if r2.dim() > 2 else torch.add(sq1, r2, alpha=-2, out=r2).add_(sq2)
         if self.is_square:
             offset = (0 if rows is None else rows.start) - (0 if cols is None else cols.start)
             r2.diagonal(offset, -2, -1).zero_()

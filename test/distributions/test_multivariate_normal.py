@@ -50,6 +50,8 @@ DENSE: dict[str, Callable[[torch.Size], Kernel]] = {
     "polynomial and gradient": lambda b: k.PolynomialKernelGrad(2, batch_shape=b),
 }
 
+FLOAT32 = ["matern 3/2 ard", "periodic", "scaled", "product", "piecewise polynomial"]
+
 STRUCTURED: dict[str, Callable[[], Kernel]] = {
     "linear": lambda: k.LinearKernel(),
     "scaled linear": lambda: k.ScaleKernel(k.LinearKernel()),
@@ -260,21 +262,35 @@ def test_many_values_cost_one_factorization(monkeypatch: pytest.MonkeyPatch) -> 
         factorized.clear()
 
 
-@pytest.mark.parametrize("case", ["rbf ard", "matern 1/2", "periodic", "rational quadratic", "polynomial"])
-def test_float32_is_no_further_from_float64_than_upstream(case: str) -> None:
-    kernel, x = scatter(DENSE[case](torch.Size()).float()), inputs(60, dtype=torch.float32)
-    value = sample(60).float()
-    leaves = dict(kernel.named_parameters())
-    on, off = (evaluate(lambda: distribution(kernel, x, 1e-2).log_prob(value), leaves, flag) for flag in (True, False))
-    assert on.value.dtype == torch.float32
+def errors_in_float32(case: str, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+    """How far value and gradients are from float64, with the flag on and off: shares of the value, of the gradient."""
+    kernel, n = scatter(DENSE[case](torch.Size()).float(), seed), 60
+    x, y = inputs(n, seed=seed, dtype=torch.float32), sample(n, seed=seed).float()
+
+    def results(flag: bool) -> list[Tensor]:
+        dtype = next(kernel.parameters()).dtype
+        leaves = dict(kernel.named_parameters())
+        result = evaluate(lambda: distribution(kernel, x.to(dtype), noise).log_prob(y.to(dtype)), leaves, flag)
+        assert result.value.dtype == dtype
+        return [result.value, *result.grads.values()]
+
+    on, off = (results(flag) for flag in (True, False))
     kernel.double()
-    exact = evaluate(
-        lambda: distribution(kernel, x.double(), 1e-2).log_prob(value.double()), dict(kernel.named_parameters()), False
-    )
-    results = [(on.value, off.value, exact.value), *((on.grads[n], off.grads[n], exact.grads[n]) for n in leaves)]
-    for ours, theirs, reference in results:
-        error, upstream_error = ((each.double() - reference).norm() / reference.norm() for each in (ours, theirs))
-        assert error <= 2 * upstream_error + 1e-5
+    exact = results(flag=False)
+    sizes = [exact[0].abs(), *[max(grad.norm() for grad in exact[1:])] * len(exact[1:])]
+    errors = [
+        [(a.double() - b).norm() / size for a, b, size in zip(each, exact, sizes, strict=True)] for each in (on, off)
+    ]
+    return torch.tensor(errors[0]), torch.tensor(errors[1])
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-3])
+@pytest.mark.parametrize("case", FLOAT32)
+def test_float32_is_no_further_from_float64_than_upstream(case: str, noise: float) -> None:
+    # One rounding error says little; the mean over seeds does.
+    on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(15)], strict=True)
+    ours, theirs = torch.stack(on).mean(0), torch.stack(off).mean(0)
+    assert (ours <= 1.5 * theirs + 1e-6).all(), f"{ours.tolist()} against {theirs.tolist()}"
 
 
 def test_kernel_of_a_users_own_matches_upstream() -> None:

@@ -26,6 +26,7 @@ from both_ways import (
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
+from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.constraints import GreaterThan, Interval, LessThan
 from sklearn.datasets import load_diabetes
 from torch import Tensor
@@ -35,7 +36,7 @@ from gpytorch import kernels as k
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood
-from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood, SumMarginalLogLikelihood
+from gpytorch.mlls import AddedLossTerm, ExactMarginalLogLikelihood, MarginalLogLikelihood, SumMarginalLogLikelihood
 from gpytorch.models import ExactGP, IndependentModelList
 from gpytorch.settings import use_torch_tensors
 
@@ -196,7 +197,7 @@ def test_heteroskedastic_noise_matches_upstream() -> None:
         noise_gp.eval()
         return loss(mll, [x])
 
-    compare(step, dict(mll.named_parameters()))
+    compare(step, dict(mll.named_parameters()), times=2)  # the noise model's prediction and the loss
 
 
 @pytest.mark.parametrize("kernel", ["rbf ard", "matern 5/2 ard", "periodic", "sum", "product", "of a user"])
@@ -269,6 +270,131 @@ def test_size_limit_is_upstreams(n: int, route: str) -> None:
 )
 def test_structured_models_stay_upstream(kernel: Callable[[], Kernel]) -> None:
     compare_step(exact_gp(kernel(), inputs(N)), route="upstream")
+
+
+# What a user may do to the prior, and what must then be done to it here.
+PRIORS: dict[str, Callable[[GP, MultivariateNormal, Tensor], MultivariateNormal]] = {
+    "scaled": lambda model, prior, x: MultivariateNormal(2 * prior.mean, prior.lazy_covariance_matrix * 2.0),
+    "shifted": lambda model, prior, x: prior + 1.0,
+    "multiplied": lambda model, prior, x: prior * 2.0,
+    "added to itself": lambda model, prior, x: prior + prior,
+    "as a tensor": lambda model, prior, x: MultivariateNormal(prior.mean, prior.covariance_matrix),
+    "of a copy of the inputs": lambda model, prior, x: MultivariateNormal(prior.mean, model.covar_module(x, x.clone())),
+    "evaluated": lambda model, prior, x: MultivariateNormal(prior.mean, model.covar_module(x).evaluate_kernel()),
+    "with jitter": lambda model, prior, x: prior.add_jitter(0.1),
+    "sum of two": lambda model, prior, x: MultivariateNormal(prior.mean, model.covar_module(x) + model.covar_module(x)),
+}
+
+
+@pytest.mark.parametrize("case", PRIORS)
+def test_models_that_do_more_to_their_prior_match_upstream(case: str) -> None:
+    class OfAUserGP(GP):
+        def forward(self, x: Tensor) -> MultivariateNormal:
+            return PRIORS[case](self, super().forward(x), x)
+
+    likelihood = GaussianLikelihood()
+    model = OfAUserGP(inputs(N), targets(inputs(N)), rbf(), likelihood).double()
+    compare_step(scatter(ExactMarginalLogLikelihood(likelihood, model)))
+
+
+class JitteredLikelihood(GaussianLikelihood):
+    def marginal(self, function_dist: MultivariateNormal, *params, **kwargs) -> MultivariateNormal:
+        return super().marginal(function_dist, *params, **kwargs).add_jitter(0.5)
+
+
+class DoubledNoiseLikelihood(GaussianLikelihood):
+    def _shaped_noise_covar(self, base_shape: torch.Size, *params, **kwargs):
+        return super()._shaped_noise_covar(base_shape, *params, **kwargs) * 2.0
+
+
+class DoubledMeanLikelihood(GaussianLikelihood):
+    def __call__(self, function_dist: MultivariateNormal, *params, **kwargs) -> MultivariateNormal:
+        return super().__call__(MultivariateNormal(2 * function_dist.mean, function_dist.lazy_covariance_matrix))
+
+
+class RenamedNoiseLikelihood(GaussianLikelihood):
+    @property
+    def noise(self) -> Tensor:
+        return 3 * self.noise_covar.noise
+
+
+class QuadrupledNoise(likelihoods.noise_models.HomoskedasticNoise):
+    def forward(self, *params, **kwargs):
+        return super().forward(*params, **kwargs) * 4.0
+
+
+class QuadrupledNoiseLikelihood(GaussianLikelihood):
+    def __init__(self):
+        super().__init__()
+        self.noise_covar = QuadrupledNoise()
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        JitteredLikelihood,
+        DoubledNoiseLikelihood,
+        DoubledMeanLikelihood,
+        RenamedNoiseLikelihood,
+        QuadrupledNoiseLikelihood,
+    ],
+)
+def test_likelihoods_of_a_users_own_match_upstream(likelihood: type[Likelihood]) -> None:
+    compare_step(exact_gp(rbf(), inputs(N), likelihood=likelihood()))
+
+
+def test_added_loss_terms_match_upstream() -> None:
+    class Penalty(AddedLossTerm):
+        def __init__(self, value: Tensor):
+            self.value = value
+
+        def loss(self, *params) -> Tensor:
+            return -self.value.square().sum()
+
+    class PenalizedGP(GP):
+        def forward(self, x: Tensor) -> MultivariateNormal:
+            self.update_added_loss_term("penalty", Penalty(self.covar_module.outputscale))
+            return super().forward(x)
+
+    likelihood = GaussianLikelihood()
+    model = PenalizedGP(inputs(N), targets(inputs(N)), rbf(), likelihood).double()
+    model.register_added_loss_term("penalty")
+    compare_step(scatter(ExactMarginalLogLikelihood(likelihood, model)))
+
+
+def test_further_terms_of_a_users_own_match_upstream() -> None:
+    class Penalized(ExactMarginalLogLikelihood):
+        def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
+            return super()._add_other_terms(res, params) + self.model.covar_module.outputscale
+
+    compare_step(exact_gp(rbf(), inputs(N), mll=Penalized))
+
+
+def test_inputs_without_a_dimension_match_upstream() -> None:
+    compare_step(exact_gp(k.ScaleKernel(k.RBFKernel()), inputs(N, 1)[:, 0], y=targets(inputs(N, 1))))
+
+
+SETTINGS = {
+    "lazily_evaluate_kernels": lambda: settings.lazily_evaluate_kernels(False),
+    "memory_efficient": lambda: settings.memory_efficient(True),
+    "debug": lambda: settings.debug(False),
+    "trace_mode": lambda: settings.trace_mode(True),
+    "max_eager_kernel_size": lambda: settings.max_eager_kernel_size(1),
+    "checkpoint_kernel": lambda: checkpoint_kernel(4),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_upstreams_settings_change_nothing_that_they_would_not_change_upstream(case: str) -> None:
+    with SETTINGS[case]():
+        compare_step(exact_gp(rbf(), inputs(N)), route="upstream" if case == "checkpoint_kernel" else "tensors")
+
+
+def test_data_and_parameters_of_different_dtypes_match_upstream() -> None:
+    for dtype, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        mll = exact_gp(rbf(), inputs(N, dtype=dtype))
+        mll.model.set_train_data(inputs(N, dtype=other), targets(inputs(N)).to(other), strict=False)
+        compare_step(mll, rtol=1e-5)
 
 
 class MultitaskGP(ExactGP):
