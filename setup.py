@@ -36,6 +36,8 @@ class build_overlay(build_py):
         return [*super().get_outputs(include_bytecode), str(Path(self.build_lib, f"{FOLDER}.pth"))]
 
 
+BENCHMARKS = ["botorch", "matplotlib", "mpmath", "pandas", "psutil", "rich", "scikit-learn", "threadpoolctl"]
+
 packages = find_packages(str(ROOT), include=["gpytorch", "gpytorch.*"])
 
 setup(
@@ -54,8 +56,8 @@ setup(
     zip_safe=False,
     install_requires=["torch", f"gpytorch>={SUPPORTED[0]},<={SUPPORTED[1]}", "linear_operator"],
     extras_require={
-        "test": ["pytest", "hypothesis", "scikit-learn", "botorch", "ruff", "pip>=22.3", "setuptools>=70.1"],
-        "benchmarks": ["matplotlib", "rich", "psutil", "scikit-learn", "botorch"],
+        "test": [*BENCHMARKS, "pytest", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
+        "benchmarks": BENCHMARKS,
         "peers": ["tinygp", "jax"],
     },
 )

@@ -103,7 +103,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         # What is saved loads in any GPyTorch: as upstream's strategy, with nothing cached.
         self.lik_train_train_covar  # noqa: B018 (computed, for upstream's strategy to have it)
         state = {name: value for name, value in self.__dict__.items() if name != "_memoize_cache"}
-        return copyreg.__newobj__, (DefaultPredictionStrategy,), state
+        return copyreg._reconstructor, (DefaultPredictionStrategy, object, None), state
 
     def _until_backward(self, cache: Tensor) -> Tensor:
         if cache.grad_fn is not None:

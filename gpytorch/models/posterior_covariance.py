@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -114,7 +115,7 @@ class PosteriorCovariance(LinearOperator):
         return self.evaluate_kernel().representation_tree()
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        return self.evaluate_kernel().__reduce_ex__(protocol)
+        return copy.copy, (self.evaluate_kernel(),)  # what is saved loads in any GPyTorch: as a dense operator
 
     def clone(self) -> LinearOperator:
         return self.evaluate_kernel().clone()
