@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import pytest
 import torch
-from both_ways import assert_near, evaluate, exact_gp, inputs, loss, targets
+from both_ways import assert_near, evaluate, exact_gp, inputs, loss, routes, targets
+from gpytorch.constraints import Interval
+from linear_operator.utils.errors import NotPSDError
 from torch import Tensor
 
 from gpytorch import kernels as k
-from gpytorch import likelihoods, means, priors
+from gpytorch import likelihoods, means, priors, settings
 from gpytorch.mlls import LeaveOneOutPseudoLikelihood, MarginalLogLikelihood
 from gpytorch.settings import use_torch_tensors
 
@@ -38,12 +41,79 @@ CASES = {
 }
 
 
+WITHOUT_CLOSED_FORM = ["without closed form", "linear", "one point"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_step_matches_upstream(case: str) -> None:
     mll = CASES[case]()
     leaves = dict(mll.named_parameters())
     off, on = (evaluate(lambda: loss(mll), leaves, flag) for flag in (False, True))
     on.assert_near(off)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in WITHOUT_CLOSED_FORM])
+def test_closed_form_takes_the_tensor_path(case: str) -> None:
+    mll = CASES[case]()
+    with use_torch_tensors(), routes(tensors=1):
+        loss(mll)
+    with use_torch_tensors(False), routes():
+        loss(mll)
+
+
+@pytest.mark.parametrize("case", ["rbf ard", "fixed noise", "batch"])
+def test_second_derivatives_match_differences(case: str) -> None:
+    mll = CASES[case]()
+    parameters = list(mll.parameters())
+
+    def grads(create_graph: bool) -> Tensor:
+        with use_torch_tensors():
+            return torch.cat(
+                [g.view(-1) for g in torch.autograd.grad(loss(mll).sum(), parameters, create_graph=create_graph)]
+            )
+
+    flat = grads(create_graph=True)
+    rows = [torch.autograd.grad(each, parameters, retain_graph=True, allow_unused=True) for each in flat]
+    hessian = torch.stack([torch.cat([row.view(-1) for row in each]) for each in rows])
+    columns, step = [], 1e-5
+    for parameter in parameters:
+        for i in range(parameter.numel()):
+            ends = []
+            for sign in (1, -2):
+                with torch.no_grad():
+                    parameter.view(-1)[i] += sign * step
+                ends.append(grads(create_graph=False))
+            with torch.no_grad():
+                parameter.view(-1)[i] += step
+            columns.append((ends[0] - ends[1]) / (2 * step))
+    assert_near(hessian, torch.stack(columns, -1), rtol=1e-7)
+
+
+@pytest.mark.parametrize("tries", [1, 2, 3])
+def test_jitter_its_warnings_and_its_limit_are_upstreams(tries: int) -> None:
+    likelihood = likelihoods.GaussianLikelihood(noise_constraint=Interval(-2.0, 2.0))
+    mll = leave_one_out(k.RBFKernel(), inputs(10), likelihood=likelihood)
+    likelihood.noise = -0.05  # no sound model has it: the matrix is not positive definite
+    outcomes = []
+    for flag in (False, True):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            settings.cholesky_jitter(double_value=0.01),
+            settings.cholesky_max_tries(tries),
+        ):
+            warnings.simplefilter("always")
+            try:
+                value = evaluate(lambda: loss(mll), dict(mll.named_parameters()), flag)
+            except NotPSDError as error:
+                value = str(error)
+        outcomes.append((value, [str(warning.message) for warning in caught]))
+    (expected, expected_warnings), (actual, actual_warnings) = outcomes
+    assert actual_warnings == expected_warnings
+    assert len(actual_warnings) == min(tries, 2)
+    if tries == 1:
+        assert actual == expected
+    else:
+        actual.assert_near(expected, rtol=1e-7)
 
 
 def left_out(mll: MarginalLogLikelihood, x: Tensor, y: Tensor, i: int) -> Tensor:
