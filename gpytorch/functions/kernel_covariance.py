@@ -188,7 +188,7 @@ class Stationary:
         self.is_square = x1 == x2
         self.z1, self.z2 = values[x1], values[x2]
         if lengthscale is not None:
-            origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach()[..., :1, :]
+            origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach().mean(-2, keepdim=True)
             self.z1 = (self.z1 - origin) / self.lengthscale
             self.z2 = self.z1 if self.is_square else (self.z2 - origin) / self.lengthscale
         self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
