@@ -21,7 +21,7 @@ def is_transformed() -> bool:
 def is_vmapped() -> bool:
     """Return whether the call runs under `torch.vmap`, where no value may decide what is computed next."""
     return torch._C._are_functorch_transforms_active() and any(
-        interpreter.key() is TransformType.Vmap for interpreter in retrieve_all_functorch_interpreters()
+        interpreter.key() == TransformType.Vmap for interpreter in retrieve_all_functorch_interpreters()
     )
 
 
