@@ -194,13 +194,16 @@ def _may_overwrite() -> bool:
 
 
 def _factorize(matrix: Matrix, noise: Tensor | None, keep: bool) -> Tensor:
-    # The matrix is factorized in its own memory. Where that fails it is evaluated again, for psd_safe_cholesky to warn,
+    # A large matrix is factorized in its own memory. Where that fails it is evaluated again: psd_safe_cholesky may warn,
     # add jitter or raise, as it does for everybody.
-    upper = _add_noise(matrix.evaluate(keep=True) if keep else evaluate_upper(matrix), noise)
-    info = torch.empty(upper.shape[:-2], dtype=torch.int32, device=upper.device)
     if settings.verbose_linalg.on():
-        settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {upper.shape}.")
-    factor, info = torch.linalg.cholesky_ex(upper.mT, out=(upper.mT, info))
+        settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
+    if keep:
+        factor, info = torch.linalg.cholesky_ex(_add_noise(matrix.evaluate(keep=True), noise))
+    else:
+        upper = _add_noise(evaluate_upper(matrix), noise)
+        info = torch.empty(upper.shape[:-2], dtype=torch.int32, device=upper.device)
+        factor, info = torch.linalg.cholesky_ex(upper.mT, out=(upper.mT, info))
     if settings.trace_mode.on() or not (info.any() if info.dim() else info):
         return factor
     return psd_safe_cholesky(_add_noise(evaluate(matrix), noise))

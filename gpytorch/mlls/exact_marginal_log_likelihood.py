@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _upstream, settings
@@ -11,6 +12,7 @@ from ..dense import CLOSED_FORM, ClosedForm, closed_form, note, uses_cholesky
 from ..distributions import MultivariateNormal
 from ..likelihoods import Likelihood
 from ..likelihoods.noise import marginal_noise
+from ..module import Module
 
 _upstream.extend(__name__)
 
@@ -37,17 +39,33 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
 
 @_upstream.replaces(ExactMarginalLogLikelihood)  # noqa: F821
 def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
-    if settings.use_torch_tensors.on() and not _has_other_terms(self.model):
-        return res
-    return _upstream_add_other_terms(self, res, params)
+    cls = type(self.model)
+    has_own_terms = cls.named_priors is not Module.named_priors or cls.added_loss_terms is not Module.added_loss_terms
+    if settings.use_torch_tensors.off() or has_own_terms:
+        return _upstream_add_other_terms(self, res, params)
+    priors: list[tuple] = []
+    added_loss_terms: list = []
+    _collect_terms(self.model, priors, added_loss_terms)
+    for added_loss_term in added_loss_terms:
+        res = res.add(added_loss_term.loss(*params))
+    for module, prior, closure in priors:
+        term = prior.log_prob(closure(module))
+        res.add_(term.sum() if res.ndim == 0 else term.view(*term.shape[: res.ndim], -1).sum(dim=-1))
+    return res
 
 
-def _has_other_terms(module) -> bool:
-    # One walk in place of the three that look for added losses and priors by name.
+def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_terms: list) -> None:
+    # One walk over the modules in place of two that also make up their names
     attributes = module.__dict__
-    if attributes.get("_priors") or attributes.get("_added_loss_terms"):
-        return True
-    return any(_has_other_terms(child) for child in module._modules.values() if child is not None)
+    for prior, closure, _ in attributes.get("_priors", {}).values():
+        if prior is not None:
+            priors.append((module, prior, closure))
+    for added_loss_term in attributes.get("_added_loss_terms", {}).values():
+        if added_loss_term is not None and added_loss_term not in added_loss_terms:
+            added_loss_terms.append(added_loss_term)
+    for child in dict.fromkeys(attributes["_modules"].values()):
+        if child is not None:
+            _collect_terms(child, priors, added_loss_terms)
 
 
 def closed_form_marginal(
