@@ -113,6 +113,21 @@ def test_first_and_second_derivatives_match_finite_differences(
         assert gradgradcheck(lambda root, rhs, i=i: results(root, rhs)[i], (root, rhs))
 
 
+@pytest.mark.parametrize(("matrix_batch", "rhs_batch"), [((), ()), ((2,), (3, 2))])
+def test_second_derivatives_in_the_matrix_itself_match_linear_operator(
+    matrix_batch: tuple[int, ...], rhs_batch: tuple[int, ...]
+) -> None:
+    matrix, rhs = operands(matrix_batch, rhs_batch, 4)
+    seconds = []
+    for function in (TensorInvQuadLogdet.apply, of_linear_operator):
+        grads = torch.autograd.grad(weighted(*function(matrix, rhs)), (matrix, rhs), create_graph=True)
+        # Weights that are not symmetric: the result is, as that of torch's own Cholesky is.
+        total = sum((torch.linspace(0, 1, grad.numel()).view(grad.shape) * grad).sum() for grad in grads)
+        seconds.append(torch.autograd.grad(total, (matrix, rhs)))
+    for ours, theirs in zip(*seconds, strict=True):
+        assert_near(ours, theirs, rtol=1e-10)
+
+
 def test_third_derivative_matches_linear_operator() -> None:
     def third(function) -> Tensor:
         scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
