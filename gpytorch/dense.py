@@ -26,6 +26,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
+from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
@@ -33,7 +34,8 @@ from .functions.kernel_covariance import Expression, KernelCovariance, aliases, 
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
-from .likelihoods.noise import diagonal_of
+from .likelihoods.likelihood import Likelihood
+from .likelihoods.noise import diagonal_of, marginal_noise
 from .models.posterior_covariance import PosteriorCovariance
 
 logger = logging.getLogger(__name__)
@@ -220,6 +222,36 @@ def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
     if not is_dense(covar):
         return None
     return partial(kernel_log_prob.gaussian_log_prob, covar.evaluate_kernel().to_dense())
+
+
+def closed_form_marginal(
+    likelihood: Likelihood, function_dist: MultivariateNormal, params: tuple, kwargs: dict
+) -> ClosedForm | None:
+    """Return the covariance of the observations, where it can be had without an operator.
+
+    :param likelihood: The likelihood.
+    :param function_dist: The prior at the training inputs.
+    :param params: What the likelihood is called with after the distribution.
+    :param kwargs: The same, by keyword.
+    """
+    if (
+        not isinstance(function_dist, MultivariateNormal)
+        or type(function_dist).log_prob is not MultivariateNormal.log_prob
+        or function_dist._validate_args
+        or settings.observation_nan_policy.value() != "ignore"
+        or not function_dist.islazy
+        or not uses_cholesky(function_dist.loc.size(-1))
+    ):
+        return None
+    covar = closed_form(function_dist._covar)
+    noise = covar and marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
+    if noise is None:
+        return None
+    covar = covar.add_noise(noise)
+    if covar.batch_shape != function_dist.batch_shape:
+        return None
+    note(True, CLOSED_FORM)
+    return covar
 
 
 def is_dense(covar: LinearOperator | ClosedForm) -> bool:

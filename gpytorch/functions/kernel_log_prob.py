@@ -194,8 +194,8 @@ def _may_overwrite() -> bool:
 
 
 def _factorize(matrix: Matrix, noise: Tensor | None, keep: bool) -> Tensor:
-    # A large matrix is factorized in its own memory. Where that fails it is evaluated again: psd_safe_cholesky may warn,
-    # add jitter or raise, as it does for everybody.
+    # A large matrix is factorized in its own memory. Where that fails it is evaluated again; psd_safe_cholesky warns,
+    # adds jitter or raises, as it does for everybody.
     if settings.verbose_linalg.on():
         settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
     if keep:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _upstream, settings
-from ..dense import CLOSED_FORM, ClosedForm, closed_form, note, uses_cholesky
+from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
-from ..likelihoods import Likelihood
-from ..likelihoods.noise import marginal_noise
 from ..module import Module
 
 _upstream.extend(__name__)
@@ -66,33 +64,3 @@ def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_term
     for child in dict.fromkeys(attributes["_modules"].values()):
         if child is not None:
             _collect_terms(child, priors, added_loss_terms)
-
-
-def closed_form_marginal(
-    likelihood: Likelihood, function_dist: MultivariateNormal, params: tuple, kwargs: dict
-) -> ClosedForm | None:
-    """Return the covariance of the observations, where it can be had without an operator.
-
-    :param likelihood: The likelihood.
-    :param function_dist: The prior at the training inputs.
-    :param params: What the likelihood is called with after the distribution.
-    :param kwargs: The same, by keyword.
-    """
-    if (
-        not isinstance(function_dist, MultivariateNormal)
-        or type(function_dist).log_prob is not MultivariateNormal.log_prob
-        or function_dist._validate_args
-        or settings.observation_nan_policy.value() != "ignore"
-        or not function_dist.islazy
-        or not uses_cholesky(function_dist.loc.size(-1))
-    ):
-        return None
-    covar = closed_form(function_dist._covar)
-    noise = covar and marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
-    if noise is None:
-        return None
-    covar = covar.add_noise(noise)
-    if covar.batch_shape != function_dist.batch_shape:
-        return None
-    note(True, CLOSED_FORM)
-    return covar

@@ -10,6 +10,8 @@ from .. import _upstream, settings
 
 _upstream.extend(__name__)
 
+_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+
 _upstream_log_prob = LogNormalPrior.log_prob  # noqa: F821 (from the installed module)
 
 
@@ -19,7 +21,7 @@ def log_prob(self, x: Tensor) -> Tensor:
     With :class:`gpytorch.settings.use_torch_tensors` on, computes
 
     .. math::
-        -\frac{1}{2} \left( \frac{\log x - \mu}{\sigma} \right)^2 - \log x - \log \sigma - \frac{1}{2} \log 2 \pi
+        -\frac{(\log x - \mu)^2}{2 \sigma^2} - \log \sigma - \frac{1}{2} \log 2 \pi - \log x
 
     with no transformed distribution in between.
     """
@@ -28,6 +30,7 @@ def log_prob(self, x: Tensor) -> Tensor:
     x = self.transform(x)
     if self._validate_args:
         self._validate_sample(x)
-    log_x, scale = x.log(), self.base_dist.scale
-    standard = (log_x - self.base_dist.loc) / scale
-    return standard.square().mul(-0.5) - log_x - (scale.log() + 0.5 * math.log(2 * math.pi))
+    log_x, base = x.log(), self.base_dist
+    # The variance is rounded to the prior's own dtype, often float32 under a model in float64, before it is divided by.
+    standard = (log_x - base.loc).square() / (2 * base.scale.square())
+    return -standard - base.scale.log() - _LOG_ROOT_2_PI - log_x
