@@ -152,6 +152,16 @@ def test_forward_mode_is_the_product_with_the_gradient(kernel: str) -> None:
     assert_near(dual.tangent, expected)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_vmap_over_hyperparameters_is_a_loop_over_them(kernel: str) -> None:
+    function = objective(kernel)
+    rng = generator(4)
+    vectors = function.start + 0.3 * torch.randn(5, function.start.numel(), generator=rng, dtype=torch.float64)
+    assert_near(vmap(function)(vectors), torch.stack([function(each) for each in vectors]))
+    assert_near(vmap(grad(function))(vectors), torch.stack([grad(function)(each) for each in vectors]))
+    assert_near(vmap(hessian(function))(vectors), torch.stack([hessian(function)(each) for each in vectors]))
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_fixed_noise_is_differentiated_as_by_differences(noise: bool) -> None:
     likelihood = FixedNoiseGaussianLikelihood(torch.linspace(0.1, 1, N).double(), learn_additional_noise=noise)

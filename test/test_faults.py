@@ -433,14 +433,17 @@ def test_output_made_without_gradients_has_none_to_give(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["without closed form"])
 def test_autocast_is_no_worse_than_with_upstream(kernel: str) -> None:
-    mll = exact_gp(KERNELS[kernel](), inputs(30, dtype=torch.float32))
-    results = {}
-    for flag in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            results[flag] = evaluate(lambda: loss(mll), dict(mll.named_parameters()), flag).value
-    exact = evaluate(lambda: loss(mll.double()), {}, flag=False).value
-    error, upstream_error = ((results[flag].double() - exact).abs() for flag in (True, False))
-    assert error <= 2 * upstream_error + 1e-4
+    errors = {False: 0.0, True: 0.0}
+    for seed in range(10):
+        mll = exact_gp(KERNELS[kernel](), inputs(30, seed=seed, dtype=torch.float32))
+        results = {}
+        for flag in errors:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                results[flag] = evaluate(lambda mll=mll: loss(mll), dict(mll.named_parameters()), flag).value
+        exact = evaluate(lambda mll=mll: loss(mll.double()), {}, flag=False).value
+        for flag, value in results.items():
+            errors[flag] += (value.double() - exact).abs().item()
+    assert errors[True] <= 1.5 * errors[False] + 1e-5
 
 
 def test_default_dtype_of_the_process_does_not_matter() -> None:

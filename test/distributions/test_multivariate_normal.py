@@ -50,7 +50,8 @@ DENSE: dict[str, Callable[[torch.Size], Kernel]] = {
     "polynomial and gradient": lambda b: k.PolynomialKernelGrad(2, batch_shape=b),
 }
 
-FLOAT32 = ["matern 3/2 ard", "periodic", "scaled", "product", "piecewise polynomial"]
+FLOAT32 = ["rbf", "rbf ard", "matern 3/2 ard", "matern 5/2", "rational quadratic", "periodic"]
+FLOAT32 += ["scaled", "sum", "product", "piecewise polynomial"]
 
 STRUCTURED: dict[str, Callable[[], Kernel]] = {
     "linear": lambda: k.LinearKernel(),
