@@ -23,7 +23,7 @@ from ._transforms import must_be_differentiable
 # CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
 # should fill the device.
 _ELEMENTS = {"cpu": (2**18, 2**15), "cuda": (2**26, 2**26)}
-_LEAST_ROWS = 24
+_LEAST_ROWS = 128
 
 Rows = slice | None  # None: all of them
 
