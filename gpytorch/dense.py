@@ -169,6 +169,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
         or beta_features.checkpoint_kernel.value()
+        or torch.is_autocast_enabled(covar.x1.device.type)
         or any(key[0] == "kernel_eval" for key in getattr(covar, "_memoize_cache", ()))
     ):
         return None
@@ -269,6 +270,8 @@ def is_dense(covar: LinearOperator | ClosedForm) -> bool:
     structure = structured(evaluated)
     if structure is not None:
         return note(False, f"{type(structure).__name__} has structure")
+    if torch.is_autocast_enabled(evaluated.device.type):
+        return note(False, "autocast chooses the dtype of what upstream computes")
     return note(True, f"upstream would factorize {type(evaluated).__name__} as a dense matrix")
 
 

@@ -73,7 +73,7 @@ def cases(**fixed: st.SearchStrategy) -> st.SearchStrategy[Case]:
         "n": st.integers(1, 60),
         "d": st.integers(1, 4),
         "batch": st.sampled_from([(), (), (1,), (3,), (2, 2)]),
-        "same_inputs": st.just(False),
+        "same_inputs": st.booleans(),
         "log_noise": st.floats(math.log(1e-8), math.log(10.0)),
         "copies": st.sampled_from(["none", "exact", "near"]),
         "fixed_noise": st.booleans(),

@@ -134,11 +134,18 @@ class Profile:
     :param plain: The kernel in differentiable operations.
     :param of_distance: Whether both take the distance rather than its square.
     :param shape_slope: The derivative in the shape parameter on a block of squared distances.
+    :param is_kinked: Whether the slope in the squared distance grows without bound towards zero.
     """
 
     def __init__(
-        self, block: Callable, plain: Callable, of_distance: bool = False, shape_slope: Callable | None = None
+        self,
+        block: Callable,
+        plain: Callable,
+        of_distance: bool = False,
+        shape_slope: Callable | None = None,
+        is_kinked: bool = False,
     ):
+        self.is_kinked = is_kinked
         self.block = block
         self.plain = plain
         self.of_distance = of_distance
@@ -147,7 +154,7 @@ class Profile:
 
 RBF = Profile(_rbf, lambda r2, shape: torch.exp(-0.5 * r2))
 MATERN = {
-    0.5: Profile(_matern12, lambda r, shape: torch.exp(-r), of_distance=True),
+    0.5: Profile(_matern12, lambda r, shape: torch.exp(-r), of_distance=True, is_kinked=True),
     1.5: Profile(_matern32, _plain_matern32, of_distance=True),
     2.5: Profile(_matern52, _plain_matern52, of_distance=True),
 }
@@ -254,7 +261,7 @@ class Stationary:
         """
         needed, (slot1, slot2) = cotangents.needed, self.slots
         if self.shape_slot is not None and needed[self.shape_slot]:
-            slope = self.profile.shape_slope(self._distance(rows, cols), self.shape_parameter).mul_(grad)
+            slope = self.profile.shape_slope(self._distance(rows, cols), self.shape_parameter) * grad
             slope = slope if weight is None else slope * weight
             cotangents.add(self.shape_slot, slope.sum((-2, -1), keepdim=True))
         k, slope, c = self.kept or self.profile.block(self._distance(rows, cols), self.shape_parameter)
@@ -265,38 +272,27 @@ class Stationary:
         result = None
         if inner:
             result = (w if slope is k else grad * k).sum((-2, -1))
+        if lengthscale_needed and self.profile.is_kinked and self.lengthscale.size(-1) == 1:
+            # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
+            total = (w * self._distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
+            total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
+            cotangents.add(self.lengthscale_slot, total)
+            lengthscale_needed = False
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         if self.is_square and symmetric:
-            self._pull_inputs(cotangents, slot1, w, z1, z1, 2 * c, weight, None)
-            return result
-        if needed[slot1] or lengthscale_needed:
-            self._pull_inputs(cotangents, slot1, w, z1, z2, c, weight, rows)
-        if needed[slot2] or lengthscale_needed:
-            self._pull_inputs(cotangents, slot2, w.mT, z2, z1, c, weight, cols)
+            sides = [(slot1, w, z1, z1, 2 * c, None)]
+        else:
+            sides = [(slot1, w, z1, z2, c, rows), (slot2, w.mT, z2, z1, c, cols)]
+        for slot, side, z, other, factor, part in sides:
+            if needed[slot] or lengthscale_needed:
+                grad_z = (side.sum(-1, keepdim=True) * z).sub_(side @ other).mul_(2 * factor)
+                grad_z = grad_z if weight is None else grad_z.mul_(weight)
+                if needed[slot]:
+                    cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
+                if lengthscale_needed:
+                    total = (grad_z * z).sum(-2, keepdim=True)
+                    cotangents.add(self.lengthscale_slot, total.div_(self.lengthscale).neg_())
         return result
-
-    def _pull_inputs(
-        self,
-        cotangents: Cotangents,
-        slot: int,
-        w: Tensor,
-        z: Tensor,
-        other: Tensor,
-        c: float,
-        weight: Tensor | None,
-        rows: Rows,
-    ) -> None:
-        grad = (w.sum(-1, keepdim=True) * z).sub_(w @ other).mul_(2 * c)
-        if weight is not None:
-            grad.mul_(weight)
-        if self.lengthscale is None:
-            cotangents.add(slot, grad, rows)
-            return
-        if cotangents.needed[slot]:
-            cotangents.add(slot, grad / self.lengthscale, rows)
-        if cotangents.needed[self.lengthscale_slot]:
-            total = (grad * z).sum(-2, keepdim=True)
-            cotangents.add(self.lengthscale_slot, total.div_(self.lengthscale).neg_())
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""

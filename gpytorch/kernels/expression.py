@@ -62,19 +62,22 @@ class Terms:
         return slot, slot if x1 is x2 else self.add(x2, 2)
 
 
-def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
+def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> Expression | None:
     """Write the covariance of a kernel as an expression, if the kernel is made of such as have one.
 
-    A kernel is known by its `forward`: a subclass that overrides it has no closed form here, one that does not has.
+    A kernel is known by its methods: a subclass that overrides one which upstream would call has no closed form here.
 
     :param kernel: The kernel.
     :param x1: The inputs of the rows, with the kernel's active dimensions selected (... x N x D).
     :param x2: The inputs of the columns (... x M x D).
     :param terms: Where the tensors that the expression is made of are added.
+    :param called: Whether upstream would go through the kernel's `__call__`.
     :return: The expression, or None; then `terms` may have grown.
     """
     write = _WRITERS.get(getattr(kernel.forward, "__func__", None))
     if write is None or type(kernel).covar_dist is not Kernel.covar_dist:
+        return None
+    if called and type(kernel).__call__ is not Kernel.__call__:
         return None
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != x1.size(-1):
         return None  # upstream says what is wrong
@@ -115,7 +118,7 @@ def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> E
 
 
 def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
-    child = kernel_expression(kernel.base_kernel, x1, x2, terms)
+    child = kernel_expression(kernel.base_kernel, x1, x2, terms, called=False)
     if child is None:
         return None
     scale = terms.add(kernel.outputscale, 0)
@@ -127,8 +130,6 @@ def _composite(
 ) -> Expression | None:
     children = []
     for part in kernel.kernels:
-        if type(part).__call__ is not Kernel.__call__:
-            return None
         x1_, x2_ = x1, x2
         if part.active_dims is not None:
             x1_ = x1.index_select(-1, part.active_dims)

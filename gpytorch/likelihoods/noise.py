@@ -12,7 +12,7 @@ from .gaussian_likelihood import (
     _GaussianLikelihoodBase,
 )
 from .likelihood import Likelihood
-from .noise_models import _HomoskedasticNoiseBase
+from .noise_models import Noise, _HomoskedasticNoiseBase
 
 _MARGINALS = {
     likelihood.marginal for likelihood in (_GaussianLikelihoodBase, GaussianLikelihood, FixedNoiseGaussianLikelihood)
@@ -34,6 +34,7 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
     if (
         cls._shaped_noise_covar is _GaussianLikelihoodBase._shaped_noise_covar
         and type(likelihood.noise_covar).forward is _HomoskedasticNoiseBase.forward
+        and type(likelihood.noise_covar).__call__ is Noise.__call__
         and "noise" not in kwargs
     ):
         return likelihood.noise_covar.noise

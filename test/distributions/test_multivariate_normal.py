@@ -50,7 +50,7 @@ DENSE: dict[str, Callable[[torch.Size], Kernel]] = {
     "polynomial and gradient": lambda b: k.PolynomialKernelGrad(2, batch_shape=b),
 }
 
-FLOAT32 = ["rbf", "rbf ard", "matern 3/2 ard", "matern 5/2", "rational quadratic", "periodic"]
+FLOAT32 = ["rbf", "rbf ard", "matern 1/2", "matern 3/2 ard", "matern 5/2", "rational quadratic", "periodic"]
 FLOAT32 += ["scaled", "sum", "product", "piecewise polynomial"]
 
 STRUCTURED: dict[str, Callable[[], Kernel]] = {

@@ -96,7 +96,7 @@ def test_composition_matches_upstream(case: str, of_inputs: bool, batch: torch.S
 
 @pytest.mark.parametrize(
     ("kernel_batch", "scale_batch", "input_batch"),
-    [((3,), (3,), ()), ((), (), (3,)), ((3,), (), ()), ((2, 1), (2, 1), (3,)), ((2, 1), (3,), (2, 3))],
+    [((3,), (3,), ()), ((), (), (3,)), ((), (3,), ()), ((3,), (), ()), ((2, 1), (2, 1), (3,)), ((2, 1), (3,), (2, 3))],
 )
 @pytest.mark.parametrize("case", LEAVES)
 def test_batch_shapes_broadcast_as_upstream(
@@ -167,7 +167,7 @@ COMPOSED_WITH: dict[str, Callable[[Kernel], Kernel]] = {
 
 
 @pytest.mark.parametrize("composed", COMPOSED_WITH)
-@pytest.mark.parametrize("kind", ["Halved", "OtherDistance", "Renamed", "DoubledLengthscale"])
+@pytest.mark.parametrize("kind", ["Halved", "OtherDistance", "Shifted", "Renamed", "DoubledLengthscale"])
 def test_subclass_that_changes_the_kernel_is_not_taken_for_its_parent(kind: str, composed: str) -> None:
     class Halved(k.RBFKernel):
         def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params) -> Tensor:
@@ -176,6 +176,10 @@ def test_subclass_that_changes_the_kernel_is_not_taken_for_its_parent(kind: str,
     class OtherDistance(k.MaternKernel):
         def covar_dist(self, x1: Tensor, x2: Tensor, **params) -> Tensor:
             return (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs().sum(-1)
+
+    class Shifted(k.RBFKernel):
+        def __call__(self, x1: Tensor, x2: Tensor | None = None, **params):
+            return super().__call__(x1 * 2, None if x2 is None else x2 * 2, **params)
 
     class Renamed(k.RBFKernel):
         """The same kernel."""

@@ -323,6 +323,17 @@ class QuadrupledNoise(likelihoods.noise_models.HomoskedasticNoise):
         return super().forward(*params, **kwargs) * 4.0
 
 
+class CalledNoise(likelihoods.noise_models.HomoskedasticNoise):
+    def __call__(self, *params, **kwargs):
+        return super().__call__(*params, **kwargs) * 4.0
+
+
+class CalledNoiseLikelihood(GaussianLikelihood):
+    def __init__(self):
+        super().__init__()
+        self.noise_covar = CalledNoise()
+
+
 class QuadrupledNoiseLikelihood(GaussianLikelihood):
     def __init__(self):
         super().__init__()
@@ -337,6 +348,7 @@ class QuadrupledNoiseLikelihood(GaussianLikelihood):
         DoubledMeanLikelihood,
         RenamedNoiseLikelihood,
         QuadrupledNoiseLikelihood,
+        CalledNoiseLikelihood,
     ],
 )
 def test_likelihoods_of_a_users_own_match_upstream(likelihood: type[Likelihood]) -> None:
