@@ -53,7 +53,10 @@ def _test_prior(
     test_covar = prior.lazy_covariance_matrix
     if type(prior) is not MultivariateNormal or not _is_of(test_covar, test_input):
         return None
-    cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, train_covar.x2, kernel=test_covar.kernel)
+    # A view, so that test inputs which are the very training inputs do not make the matrix one with itself: its rows
+    # are to be taken apart from its columns.
+    columns = train_covar.x2.view_as(train_covar.x2)
+    cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
     batch_shape = prior.batch_shape
     if train_prior_dist.batch_shape != batch_shape:
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)

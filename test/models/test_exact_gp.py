@@ -181,8 +181,13 @@ def test_only_what_is_read_is_computed(monkeypatch: pytest.MonkeyPatch, num_test
         assert prediction.covariance_matrix.shape == (num_test, num_test) and "evaluate_kernel" in done
 
 
-def test_large_test_sets_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = model_of(KERNELS["rbf ard"]()), inputs(100, D, seed=5)
+@pytest.mark.parametrize("at_training_inputs", [False, True])
+@pytest.mark.parametrize("kernel", ["rbf ard", "matern 5/2"])
+def test_large_test_sets_go_through_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, at_training_inputs: bool
+) -> None:
+    model = model_of(KERNELS[kernel]())
+    x = model.train_inputs[0] if at_training_inputs else inputs(100, D, seed=5)
 
     def read() -> list[Tensor]:
         prediction = model(x)
