@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 
 import gpytorch
+from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 
 KERNELS = {"rbf": lambda **kwargs: RBFKernel(**kwargs), "matern": lambda **kwargs: MaternKernel(nu=2.5, **kwargs)}
 KERNEL_TITLES = {"rbf": "RBF", "matern": "Matern 5/2"}
@@ -73,7 +73,7 @@ def sample_problem(
     shape = (batch, n) if batch > 1 else (n,)
     x = torch.rand(*shape, d, generator=generator, dtype=torch.float64)
     y = torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    y = (y - y.mean(-1, keepdim=True)) / y.std(-1, keepdim=True)
+    y = (y - y.mean(-1, keepdim=True)) / y.std(-1, keepdim=True, correction=min(1, n - 1))
     return x.to(dtype=dtype, device=device), y.to(dtype=dtype, device=device)
 
 

@@ -2,7 +2,7 @@
 
 Between ``<!-- results:train dtype=float64 kernel=rbf -->`` and ``<!-- /results -->`` stand the tables that
 ``benchmarks/results/train.json`` makes, of the rows whose case or machine has these values; with the word ``pictures``
-in the marker, the pictures instead. ``device=cuda`` and the like pick the machine.
+in the marker, the pictures instead. ``device=cuda`` and the like pick the machine, ``mode=later_call`` the row's mode.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _content(question: str, words: list[str], drawings: Path, results: Path, roo
     except ModuleNotFoundError:
         raise InputError(f"README.md asks for results of {question!r}, and there is no such question.") from None
     conditions = dict(word.split("=") for word in words if "=" in word)
-    unknown = [name for name in conditions if name not in Case.__dataclass_fields__]
+    unknown = [name for name in conditions if name != "mode" and name not in Case.__dataclass_fields__]
     if unknown:
         raise InputError(f"README.md picks results of {question} by {unknown[0]!r}, and a case has no such field.")
     rows = [row for row in record.read(results / f"{question}.json") if _meets(row, conditions)]
@@ -59,7 +59,8 @@ def _content(question: str, words: list[str], drawings: Path, results: Path, roo
 
 
 def _meets(row: Row, conditions: dict[str, str]) -> bool:
-    return all(str(getattr(row.case, name)) == value for name, value in conditions.items())
+    named = {"mode": row.mode, **vars(row.case)}
+    return all(str(named[name]).replace(" ", "_") == value for name, value in conditions.items())
 
 
 def update(check: bool) -> int:
