@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+
 from gpytorch.kernels.kernel import dist, sq_dist
 
 InvQuadLogdet = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
