@@ -44,8 +44,6 @@ class TensorInvQuadLogdet(Function):
         _check_operands(matrix, inv_quad_rhs)
         columns, restore = as_columns(matrix.shape[:-2], inv_quad_rhs)
         inv_quad, logdet = cls._of_columns(matrix, columns)
-        if inv_quad.size(-1) == 1:
-            return inv_quad.squeeze(-1), logdet
         inv_quad = restore(inv_quad.unsqueeze(-2)).sum((-2, -1))
         return inv_quad, logdet.expand(inv_quad.shape)
 
