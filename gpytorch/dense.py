@@ -264,8 +264,6 @@ def is_dense(covar: LinearOperator | ClosedForm) -> bool:
         return note(True, CLOSED_FORM)
     if has_factor(covar):
         return note(False, "a factor of the covariance is cached already")
-    if closed_form(covar) is not None:
-        return note(True, CLOSED_FORM)
     evaluated = covar.evaluate_kernel()
     structure = structured(evaluated)
     if structure is not None:
@@ -281,10 +279,12 @@ def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
     :param covar: The covariance matrix.
     :param detached: Whether the factor has no gradient.
     """
-    form = covar if isinstance(covar, ClosedForm) else closed_form(covar)
-    if form is not None and detached and form.shape[-1] > 1:
-        return form.factorize()
-    matrix = covar.evaluate_kernel().to_dense() if form is None else form.to_dense()
+    if isinstance(covar, ClosedForm):
+        if detached and covar.shape[-1] > 1:
+            return covar.factorize()
+        matrix = covar.to_dense()
+    else:
+        matrix = covar.evaluate_kernel().to_dense()
     return differentiable_cholesky(matrix.detach() if detached else matrix)
 
 

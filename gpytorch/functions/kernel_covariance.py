@@ -351,8 +351,8 @@ class Scaled:
         return self.child.plain() * self.scale
 
 
-class Sum:
-    """A sum of matrices.
+class _Composite:
+    """What is made of several matrices of one shape.
 
     :param values: The expression's tensors.
     :param children: The matrices' expressions.
@@ -362,6 +362,10 @@ class Sum:
     def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
         self.children = [child(values, square) for child in children]
         self.shape, self.device = self.children[0].shape, self.children[0].device
+
+
+class Sum(_Composite):
+    """A sum of matrices. See :class:`_Composite`."""
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
@@ -383,17 +387,8 @@ class Sum:
         return sum(child.plain() for child in self.children)
 
 
-class Product:
-    """An elementwise product of matrices.
-
-    :param values: The expression's tensors.
-    :param children: The matrices' expressions.
-    :param square: See :data:`Expression`.
-    """
-
-    def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
-        self.children = [child(values, square) for child in children]
-        self.shape, self.device = self.children[0].shape, self.children[0].device
+class Product(_Composite):
+    """An elementwise product of matrices. See :class:`_Composite`."""
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
