@@ -26,11 +26,12 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
+from .constraints.softplus import Softplus
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import Expression, KernelCovariance, aliases, evaluate
+from .functions.kernel_covariance import Expression, KernelCovariance, Parameter, aliases, evaluate
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
@@ -55,35 +56,35 @@ class ClosedForm:
 
     :param expression: The matrix in terms of `terms`.
     :param terms: The tensors that it is made of.
-    :param noise: What is added to its diagonal (... x N or ... x 1).
+    :param noises: What is added to its diagonal (each ... x N or ... x 1).
     """
 
-    __slots__ = ("batch_shape", "expression", "noise", "terms")
+    __slots__ = ("expression", "noises", "terms")
 
-    def __init__(self, expression: Expression, terms: Terms, noise: Tensor | None = None) -> None:
-        self.expression, self.terms, self.noise = expression, terms, noise
-        shapes = terms.batch_shapes if noise is None else {*terms.batch_shapes, noise.shape[:-1]}
-        # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
-        self.batch_shape = next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    def __init__(self, expression: Expression, terms: Terms, noises: tuple[Parameter, ...] = ()) -> None:
+        self.expression, self.terms, self.noises = expression, terms, noises
 
-    def add_noise(self, noise: Tensor) -> ClosedForm:
-        """Return the matrix with more noise on its diagonal.
+    def add_noise(self, noise: Tensor | Softplus) -> ClosedForm:
+        """Return the matrix with more noise on its diagonal. It takes the place of this one.
 
         :param noise: The noise (... x N or ... x 1).
         """
-        return ClosedForm(self.expression, self.terms, noise if self.noise is None else self.noise + noise)
+        return ClosedForm(self.expression, self.terms, (*self.noises, self.terms.add_parameter(noise, 1)))
 
     def log_prob(self, residual: Tensor) -> Tensor:
         """Return the log density of a Gaussian with this covariance matrix.
 
         :param residual: The value less the mean (... x N).
         """
-        return kernel_log_prob.log_prob(self.expression, self.terms.values, self.noise, residual, self.batch_shape)
+        terms = self.terms
+        return kernel_log_prob.log_prob(
+            self.expression, self.noises, terms.values, residual, terms.batch_shape, len(terms.batch_shapes) == 1
+        )
 
     def factorize(self) -> Tensor:
         """Return the Cholesky factor (... x N x N), without a gradient."""
         with torch.no_grad():
-            return kernel_log_prob.factorize(self.expression, self.terms.values, self.noise)
+            return kernel_log_prob.factorize(self.expression, self.noises, self.terms.values)
 
     def to_dense(self, rows: slice | None = None) -> Tensor:
         """Return the matrix (... x N x M), or some of its rows, as a tensor with a gradient.
@@ -94,8 +95,12 @@ class ClosedForm:
         if rows is not None:
             for slot in self.terms.row_slots:
                 values[slot] = values[slot][..., rows, :]
-        covar = _evaluate(self.expression, values)
-        return covar if self.noise is None else kernel_log_prob.add_diagonal(covar, self.noise)
+        return kernel_log_prob.with_noise(_evaluate(self.expression, values), self.noises, values)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The matrix's batch shape."""
+        return self.terms.batch_shape
 
     @property
     def shape(self) -> torch.Size:
@@ -157,7 +162,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
 
     :param covar: The covariance matrix.
     """
-    noise = None
+    noise: Tensor | None = None
     if type(covar) is AddedDiagLinearOperator:
         noise = diagonal_of(covar._diag_tensor)
         if noise is None:
@@ -177,7 +182,8 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
     expression = kernel_expression(covar.kernel, covar.x1, covar.x2, terms)
     if expression is None:
         return None
-    return ClosedForm(expression, terms, noise)
+    form = ClosedForm(expression, terms)
+    return form if noise is None else form.add_noise(noise)
 
 
 def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 from both_ways import assert_near, compare, evaluate, exact_gp, inputs, loss, routes, scatter, targets
-from gpytorch.constraints import Interval
 from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch import settings
+from gpytorch.constraints import Interval
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.settings import use_torch_tensors
@@ -291,7 +291,7 @@ def test_1000_steps_leave_nothing_behind(kernel: str) -> None:
         finally:
             tracemalloc.stop()
     # torch's own caches grow in some of the rounds; a leak would grow in all of them.
-    assert min(grown) < 32 * steps
+    assert min(grown) < 48 * steps
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")

@@ -16,6 +16,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import softplus
 
 from ._transforms import must_be_differentiable
 
@@ -25,7 +26,12 @@ from ._transforms import must_be_differentiable
 _ELEMENTS = {"cpu": (2**18, 2**15), "cuda": (2**26, 2**26)}
 _LEAST_ROWS = 128
 
+# Up to this number of differences of coordinates it is less work to take them all than to set up a matrix product.
+_FEW_DIFFERENCES = 2**13
+
 Rows = slice | None  # None: all of them
+
+softplus_backward = torch.ops.aten.softplus_backward.default
 
 
 def row_blocks(shape: Sequence[int], device: torch.device) -> list[tuple[int, int]]:
@@ -40,6 +46,10 @@ def row_blocks(shape: Sequence[int], device: torch.device) -> list[tuple[int, in
         return [(0, n)]
     rows = max(_LEAST_ROWS, block * n // elements)
     return [(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def _total(matrix: Tensor) -> Tensor:
+    return matrix.sum() if matrix.dim() == 2 else matrix.sum((-2, -1))
 
 
 def _take(tensor: Tensor, rows: Rows) -> Tensor:
@@ -69,6 +79,37 @@ class Cotangents:
         if self.sums[slot] is None:
             self.sums[slot] = torch.zeros_like(self.values[slot])
         _take(self.sums[slot], rows).add_(cotangent)
+
+
+class Parameter:
+    """A tensor among an expression's values: as it stands there, or the softplus of it, plus a lower bound.
+
+    Taking the softplus here spares autograd its nodes.
+
+    :param slot: Where it stands.
+    :param is_raw: Whether the softplus of the value is meant.
+    :param lower_bound: What is added to the softplus.
+    """
+
+    __slots__ = ("is_raw", "lower_bound", "slot")
+
+    def __init__(self, slot: int, is_raw: bool = False, lower_bound: Tensor | None = None):
+        self.slot, self.is_raw, self.lower_bound = slot, is_raw, lower_bound
+
+    def of(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the parameter, given the expression's tensors."""
+        value = values[self.slot]
+        if self.is_raw:
+            value = softplus(value)
+            if self.lower_bound is not None:
+                value = value + self.lower_bound
+        return value
+
+    def add(self, cotangents: Cotangents, cotangent: Tensor) -> None:
+        """Add the parameter's cotangent to those of the tensor that it is made of."""
+        if self.is_raw:
+            cotangent = softplus_backward(cotangent, cotangents.values[self.slot], 1, 20)
+        cotangents.add(self.slot, cotangent)
 
 
 # A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
@@ -124,6 +165,8 @@ def _plain_matern32(r: Tensor, shape: None) -> Tensor:
     return (1 + u) * torch.exp(-u)
 
 
+# Whether torch.cdist computes the differences themselves, or a matrix product where that is faster
+_CDIST = {True: "donot_use_mm_for_euclid_dist", False: "use_mm_for_euclid_dist_if_necessary"}
 _TINY = 1e-15  # the least distance, as in the installed gpytorch.kernels.kernel.dist: it keeps the root differentiable
 
 
@@ -175,8 +218,8 @@ class Stationary:
     :param profile: The kernel's :class:`Profile`.
     :param x1: Where the inputs of the rows stand in `values` (... x N x D).
     :param x2: Where those of the columns stand (... x M x D); `x1` again for the covariance of inputs with themselves.
-    :param lengthscale: Where the lengthscale :math:`\ell` stands (... x 1 x D or ... x 1 x 1), if there is one.
-    :param shape: Where the shape parameter stands (... x 1 x 1), if there is one.
+    :param lengthscale: The lengthscale :math:`\ell` (... x 1 x D or ... x 1 x 1), if there is one.
+    :param shape: The shape parameter (... x 1 x 1), if there is one.
     """
 
     def __init__(
@@ -185,13 +228,12 @@ class Stationary:
         profile: Profile,
         x1: int,
         x2: int,
-        lengthscale: int | None = None,
-        shape: int | None = None,
+        lengthscale: Parameter | None = None,
+        shape: Parameter | None = None,
     ):
-        self.profile, self.slots = profile, (x1, x2)
-        self.lengthscale_slot, self.shape_slot = lengthscale, shape
-        self.lengthscale = None if lengthscale is None else values[lengthscale]
-        self.shape_parameter = None if shape is None else values[shape]
+        self.profile, self.slots, self.parameters = profile, (x1, x2), (lengthscale, shape)
+        self.lengthscale = None if lengthscale is None else lengthscale.of(values)
+        self.shape_parameter = None if shape is None else shape.of(values)
         self.is_square = x1 == x2
         self.z1, self.z2 = values[x1], values[x2]
         if lengthscale is not None:
@@ -201,35 +243,51 @@ class Stationary:
         self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
         self.device = self.z1.device
         self.kept: tuple[Tensor, Tensor, float] | None = None
-        if self.is_square or not profile.of_distance:
-            self.sq1 = self.z1.square().sum(-1, keepdim=True)
-            self.sq2 = self.sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
+        self.squares: tuple[Tensor, Tensor] | None = None
+
+    def _squares(self) -> tuple[Tensor, Tensor]:
+        if self.squares is None:
+            sq1 = self.z1.square().sum(-1, keepdim=True)
+            self.squares = sq1, sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
+        return self.squares
 
     def _distance(self, rows: Rows, cols: Rows) -> Tensor:
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
-        if self.profile.of_distance and not self.is_square:
-            return torch.cdist(z1, z2).clamp_min_(_TINY)
-        sq1, sq2 = _take(self.sq1, rows), _take(self.sq2, cols).mT
+        of_distance = self.profile.of_distance
+        is_small = z1.numel() * z2.size(-2) <= _FEW_DIFFERENCES
+        if of_distance and (is_small or not self.is_square):
+            return torch.cdist(z1, z2, compute_mode=_CDIST[is_small]).clamp_min_(_TINY)
+        if is_small:
+            return (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square_().sum(-1)
+        sq1, sq2 = self._squares()
+        sq1, sq2 = _take(sq1, rows), _take(sq2, cols).mT
         # The product is rounded before the squares are added, so that in one dimension equal points are at distance 0.
         r2 = torch.matmul(z1, z2.mT)
         r2 = r2.mul_(-2).add_(sq1).add_(sq2) if r2.dim() > 2 else torch.add(sq1, r2, alpha=-2, out=r2).add_(sq2)
         if self.is_square:
             offset = (0 if rows is None else rows.start) - (0 if cols is None else cols.start)
             r2.diagonal(offset, -2, -1).zero_()
-        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2.clamp_min_(0)
+        return r2.clamp_min_(_TINY**2).sqrt_() if of_distance else r2.clamp_min_(0)
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
+    def evaluate(
+        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
+    ) -> Tensor:
         """Return a block of the matrix, in memory of its own.
 
         :param rows: The block's rows.
         :param cols: The block's columns.
+        :param weight: What the block is multiplied by (a scalar, or ... x 1 x 1).
         :param keep: Whether to keep what :meth:`pull_back` would compute again.
         """
         block = self.profile.block(self._distance(rows, cols), self.shape_parameter)
-        if not keep:
-            return block[0]
-        self.kept = block
-        return block[0].clone()
+        k = block[0]
+        if keep:
+            self.kept = block
+            return k.clone() if weight is None else k * weight
+        if weight is None:
+            return k
+        fits = weight.dim() == 0 or k.shape[:-2] == weight.shape[:-2]
+        return k.mul_(weight) if fits else k * weight
 
     def pull_back(
         self,
@@ -255,44 +313,47 @@ class Stationary:
         :param grad: The block's cotangent G (... x N x M).
         :param rows: The block's rows.
         :param cols: The block's columns.
-        :param weight: What the block is multiplied by (... x 1 x 1).
-        :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`.
+        :param weight: What the block is multiplied by (a scalar, or ... x 1 x 1).
+        :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`, K without the weight.
         :param symmetric: Whether the block is a whole symmetric matrix.
         """
-        needed, (slot1, slot2) = cotangents.needed, self.slots
-        if self.shape_slot is not None and needed[self.shape_slot]:
+        needed, (slot1, slot2), (lengthscale, shape) = cotangents.needed, self.slots, self.parameters
+        if shape is not None and needed[shape.slot]:
             slope = self.profile.shape_slope(self._distance(rows, cols), self.shape_parameter) * grad
             slope = slope if weight is None else slope * weight
-            cotangents.add(self.shape_slot, slope.sum((-2, -1), keepdim=True))
+            shape.add(cotangents, slope.sum((-2, -1), keepdim=True))
         k, slope, c = self.kept or self.profile.block(self._distance(rows, cols), self.shape_parameter)
-        lengthscale_needed = self.lengthscale_slot is not None and needed[self.lengthscale_slot]
+        lengthscale_needed = lengthscale is not None and needed[lengthscale.slot]
         if not (needed[slot1] or needed[slot2] or lengthscale_needed):
-            return (grad * k).sum((-2, -1)) if inner else None
+            return _total(grad * k) if inner else None
         w = grad * slope
-        result = None
-        if inner:
-            result = (w if slope is k else grad * k).sum((-2, -1))
         if lengthscale_needed and self.profile.is_kinked and self.lengthscale.size(-1) == 1:
             # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
             total = (w * self._distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
             total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
-            cotangents.add(self.lengthscale_slot, total)
+            lengthscale.add(cotangents, total)
             lengthscale_needed = False
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
-        if self.is_square and symmetric:
-            sides = [(slot1, w, z1, z1, 2 * c, None)]
+        row_sums = w.sum(-1, keepdim=True)
+        if symmetric:
+            sides = [(slot1, w, row_sums, z1, z1, 4 * c, None)]
         else:
-            sides = [(slot1, w, z1, z2, c, rows), (slot2, w.mT, z2, z1, c, cols)]
-        for slot, side, z, other, factor, part in sides:
+            sides = [
+                (slot1, w, row_sums, z1, z2, 2 * c, rows),
+                (slot2, w.mT, w.sum(-2).unsqueeze(-1), z2, z1, 2 * c, cols),
+            ]
+        for slot, side, sums, z, other, factor, part in sides:
             if needed[slot] or lengthscale_needed:
-                grad_z = (side.sum(-1, keepdim=True) * z).sub_(side @ other).mul_(2 * factor)
-                grad_z = grad_z if weight is None else grad_z.mul_(weight)
-                if needed[slot]:
-                    cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
+                minus_grad_z = add_product_(sums * z, side, other, beta=-factor, alpha=factor)
                 if lengthscale_needed:
-                    total = (grad_z * z).sum(-2, keepdim=True)
-                    cotangents.add(self.lengthscale_slot, total.div_(self.lengthscale).neg_())
-        return result
+                    total = (minus_grad_z * z).sum(-2, keepdim=True).div_(self.lengthscale)
+                    lengthscale.add(cotangents, total if weight is None else total * weight)
+                if needed[slot]:
+                    grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
+                    cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
+        if inner:
+            return _total(row_sums if slope is k else grad * k)
+        return None
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
@@ -302,7 +363,8 @@ class Stationary:
         """Return the whole matrix by differentiable operations."""
         if self.profile.of_distance and not self.is_square:
             return self.profile.plain(torch.cdist(self.z1, self.z2).clamp_min(_TINY), self.shape_parameter)
-        r2 = (self.sq1 + self.sq2.mT - 2 * (self.z1 @ self.z2.mT)).clamp_min(0)
+        sq1, sq2 = self._squares()
+        r2 = (sq1 + sq2.mT - 2 * (self.z1 @ self.z2.mT)).clamp_min(0)
         if self.is_square:
             r2 = r2 * (1 - torch.eye(r2.size(-1), dtype=r2.dtype, device=r2.device))
         distance = r2.clamp_min(_TINY**2).sqrt() if self.profile.of_distance else r2
@@ -314,41 +376,40 @@ class Scaled:
 
     :param values: The expression's tensors.
     :param child: The matrix's expression.
-    :param scale: Where the scale stands in `values` (...).
+    :param scale: The scale (...).
     :param square: See :data:`Expression`.
     """
 
-    def __init__(self, values: Sequence[Tensor], child: Expression, scale: int, square: bool = False):
-        self.child, self.slot, self.scale = child(values, square), scale, values[scale][..., None, None]
+    def __init__(self, values: Sequence[Tensor], child: Expression, scale: Parameter, square: bool = False):
+        self.child, self.parameter, self.scale = child(values, square), scale, scale.of(values)
+        self.weight = self.scale if self.scale.dim() == 0 else self.scale[..., None, None]
         self.shape, self.device = self.child.shape, self.child.device
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
+    def evaluate(
+        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
+    ) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        block = self.child.evaluate(rows, cols, keep)
-        batch, scale_batch = block.shape[:-2], self.scale.shape[:-2]
-        fits = len(scale_batch) == 0 or batch == scale_batch
-        return block.mul_(self.scale) if fits else block * self.scale
+        return self.child.evaluate(rows, cols, self.weight if weight is None else weight * self.weight, keep)
 
     def pull_back(
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
     ) -> Tensor | None:
         """See :meth:`Stationary.pull_back`. The cotangent of the scale is sum_ij G_ij K_ij over the unscaled matrix."""
-        needed = cotangents.needed[self.slot]
-        child_weight = self.scale if weight is None else weight * self.scale
+        needed = cotangents.needed[self.parameter.slot]
+        child_weight = self.weight if weight is None else weight * self.weight
         total = self.child.pull_back(cotangents, grad, rows, cols, child_weight, inner or needed, symmetric)
-        if total is None:
-            return None
         if needed:
-            cotangents.add(self.slot, total if weight is None else total * weight[..., 0, 0])
-        return total * self.scale[..., 0, 0] if inner else None
+            outer = None if weight is None else weight if weight.dim() == 0 else weight[..., 0, 0]
+            self.parameter.add(cotangents, total if outer is None else total * outer)
+        return total * self.scale if inner else None
 
     def diagonal(self) -> Tensor:
         """See :meth:`Stationary.diagonal`."""
-        return self.child.diagonal() * self.scale[..., 0]
+        return self.child.diagonal() * self.scale.unsqueeze(-1)
 
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""
-        return self.child.plain() * self.scale
+        return self.child.plain() * self.weight
 
 
 class _Composite:
@@ -367,9 +428,11 @@ class _Composite:
 class Sum(_Composite):
     """A sum of matrices. See :class:`_Composite`."""
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
+    def evaluate(
+        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
+    ) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return sum(child.evaluate(rows, cols, keep) for child in self.children)
+        return sum(child.evaluate(rows, cols, weight, keep) for child in self.children)
 
     def pull_back(
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
@@ -390,9 +453,13 @@ class Sum(_Composite):
 class Product(_Composite):
     """An elementwise product of matrices. See :class:`_Composite`."""
 
-    def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
+    def evaluate(
+        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
+    ) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return reduce(operator.mul, (child.evaluate(rows, cols, keep) for child in self.children))
+        first, *others = self.children
+        blocks = (child.evaluate(rows, cols, keep=keep) for child in others)
+        return reduce(operator.mul, blocks, first.evaluate(rows, cols, weight, keep))
 
     def pull_back(
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
@@ -483,6 +550,13 @@ def _assemble(matrix: Matrix, upper: bool) -> Tensor:
             whole = block.new_empty(*block.shape[:-2], *matrix.shape[-2:])
         whole[..., rows, cols or slice(None)] = block
     return whole
+
+
+def add_product_(target: Tensor, left: Tensor, right: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Return `beta * target + alpha * left @ right`, in the memory of `target`."""
+    if target.dim() == 2:
+        return target.addmm_(left, right, beta=beta, alpha=alpha)
+    return (target if beta == 1 else target.mul_(beta)).add_(left @ right, alpha=alpha)
 
 
 def aliases(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

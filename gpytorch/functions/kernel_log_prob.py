@@ -24,6 +24,8 @@ from .kernel_covariance import (
     Cotangents,
     Expression,
     Matrix,
+    Parameter,
+    add_product_,
     aliases,
     evaluate,
     evaluate_upper,
@@ -38,108 +40,143 @@ class KernelLogProb(Function):
     r"""
     The log density, evaluated, factorized, inverted and differentiated in one N x N buffer.
 
-    The backward evaluates the kernel again, a block of rows at a time, rather than keep it. Call :func:`log_prob`,
-    which takes any residual and serves transformed code.
+    A small matrix is differentiated in the forward, while all that takes is at hand, and the backward only scales what
+    came out. For a large one the backward evaluates the kernel again, a block of rows at a time, rather than keep it.
+    Call :func:`log_prob`, which also knows when not to use this.
     """
 
     @staticmethod
-    def forward(ctx, expression: Expression, noise: Tensor | None, residual: Tensor, *values: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        expression: Expression,
+        noises: Sequence[Parameter],
+        at_once: bool,
+        residual: Tensor,
+        *values: Tensor,
+    ) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.
-        :param noise: :math:`\boldsymbol \sigma^2` (... x N or ... x 1).
+        :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
+        :param at_once: Whether to differentiate here, if the matrix is small. There may be no columns then, and all the
+            values have the covariance's batch shape.
         :param residual: :math:`\mathbf r`, of the covariance's batch shape (... x N), or several of them as columns
             (... x N x S).
-        :param values: The tensors that :math:`\mathbf K_\theta` is made of.
+        :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
         :return: The log density (...), or those of the columns (... x S).
         """
         matrix = expression(values)
         ctx.bounds = row_blocks(matrix.shape, matrix.device)
-        # A small matrix is worked through at once, and what it takes to differentiate it is kept.
-        factor = _factorize(matrix, noise, keep=len(ctx.bounds) == 1 and any(ctx.needs_input_grad))
-        is_vector = residual.dim() < factor.dim()
-        half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if is_vector else residual, upper=False)
-        log_diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=not is_vector)
+        at_once = at_once and len(ctx.bounds) == 1
+        factor = _factorize(matrix, noises, values, keep=at_once)
+        ctx.is_vector = residual.dim() < factor.dim()
+        half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
+        log_diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=not ctx.is_vector)
+        inv_quad = half.square().sum((-2, -1) if ctx.is_vector else -2)
+        res = torch.rsub(torch.add(log_diagonal, inv_quad, alpha=0.5), -0.5 * factor.size(-1) * _LOG_2_PI)
+        ctx.expression, ctx.noises, ctx.matrix, ctx.gradient = expression, noises, None, None
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
-        ctx.save_for_backward(factor, half, residual, noise, *values)
-        ctx.expression, ctx.matrix, ctx.is_vector = expression, matrix, is_vector
-        inv_quad = half.square().sum((-2, -1) if is_vector else -2)
-        return inv_quad.mul_(-0.5).sub_(log_diagonal).sub_(0.5 * factor.size(-1) * _LOG_2_PI)
-
-    # With A = K^-1 R and g_s the cotangent of the log density of column s,
-    #   dL/dR         = -A diag(g)
-    #   dL/dK     = G = 1/2 (A diag(g) A^T - (sum_s g_s) K^-1)
-    #   dL/dsigma^2_i = G_ii
-    # and dL/dK goes on into the kernel. One triangle of the symmetric G says all: a block of G holds the elements on
-    # and right of the diagonal, those right of it twice.
+        if at_once:
+            ctx.save_for_backward(residual, *values)
+            ctx.gradient = _gradient(ctx, matrix, None, factor, half, residual, values)
+        else:
+            ctx.save_for_backward(residual, *values, factor, half)
+            ctx.matrix = matrix
+        return res
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable():
             return _differentiable_backward(ctx, grad)
-        factor, half, residual, noise, *values = ctx.saved_tensors
-        _, noise_needed, residual_needed, *needed = ctx.needs_input_grad
-        half_grad = 0.5 * (grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2))
-        alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        weighted = alpha * half_grad
-        grad_residual = (-2 * weighted).view_as(residual) if residual_needed else None
-        if not (noise_needed or any(needed)):
-            return None, None, grad_residual, *(None for _ in needed)
-        grad_matrix = cholesky_inverse_(factor if _may_overwrite() else factor.clone())
-        b = half_grad if ctx.is_vector else half_grad.sum(-1, keepdim=True)
-        matrix, cotangents = ctx.matrix, Cotangents(values, needed)
-        if len(ctx.bounds) == 1:
-            grad_matrix.mul_(-b)
-            _add_outer_(grad_matrix, weighted, alpha)
-            matrix.pull_back(cotangents, grad_matrix, symmetric=True)
-        else:
-            for start, stop in ctx.bounds:
-                rows, cols = slice(start, stop), slice(start, None)
-                block = grad_matrix[..., rows, cols].mul_(-2 * b)
-                _add_outer_(block, 2 * weighted[..., rows, :], alpha[..., cols, :])
-                block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
-                matrix.pull_back(cotangents, block, rows, cols)
-        grad_noise = None
-        if noise_needed:
-            grad_noise = grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(noise.shape)
-        return None, grad_noise, grad_residual, *cotangents.sums
+        residual, *values = ctx.saved_tensors
+        if ctx.gradient is not None:
+            return None, None, None, *(_scale(cotangent, grad) for cotangent in ctx.gradient)
+        *values, factor, half = values
+        grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
+        factor = factor if _may_overwrite() else factor.clone()
+        return None, None, None, *_gradient(ctx, ctx.matrix, grad, factor, half, residual, values)
 
 
-def _add_outer_(block: Tensor, left: Tensor, right: Tensor) -> None:
-    if block.dim() == 2:
-        block.addmm_(left, right.mT)
+# With A = K^-1 R and g_s the cotangent of the log density of column s,
+#   dL/dR         = -A diag(g)
+#   dL/dK     = G = 1/2 (A diag(g) A^T - (sum_s g_s) K^-1)
+#   dL/dsigma^2_i = G_ii
+# and dL/dK goes on into the kernel. One triangle of the symmetric G says all: a block of G holds the elements on and
+# right of the diagonal, those right of it twice.
+
+
+def _gradient(
+    ctx, matrix: Matrix, grad: Tensor | None, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
+) -> list[Tensor | None]:
+    # The cotangents of residual and values for those of the log density, `grad` (... x 1 x S), or 1 if there are none.
+    # The factor is overwritten.
+    residual_needed, *needed = ctx.needs_input_grad[3:]
+    alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    weighted = alpha if grad is None else alpha * grad
+    grad_residual = weighted.neg().view_as(residual) if residual_needed else None
+    if not any(needed):
+        return [grad_residual, *(None for _ in needed)]
+    grad_matrix = cholesky_inverse_(factor)
+    cotangents = Cotangents(values, needed)
+    if grad is None:
+        add_product_(grad_matrix, alpha, alpha.mT, beta=-0.5, alpha=0.5)
+        matrix.pull_back(cotangents, grad_matrix, symmetric=True)
     else:
-        block.add_(left @ right.mT)
+        total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
+        for start, stop in ctx.bounds:
+            rows, cols = slice(start, stop), slice(start, None)
+            block = grad_matrix[..., rows, cols].mul_(-total)
+            add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
+            block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
+            matrix.pull_back(cotangents, block, rows, cols)
+    for noise in ctx.noises:
+        if needed[noise.slot]:
+            noise.add(cotangents, grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(values[noise.slot].shape))
+    return [grad_residual, *cotangents.sums]
+
+
+def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
+    if cotangent is None:
+        return None
+    missing = cotangent.dim() - grad.dim()
+    return cotangent * (grad if grad.dim() == 0 or missing == 0 else grad.reshape(grad.shape + (1,) * missing))
 
 
 def log_prob(
-    expression: Expression, values: Sequence[Tensor], noise: Tensor | None, residual: Tensor, batch_shape: torch.Size
+    expression: Expression,
+    noises: Sequence[Parameter],
+    values: Sequence[Tensor],
+    residual: Tensor,
+    batch_shape: torch.Size,
+    is_uniform: bool,
 ) -> Tensor:
     r"""
     Computes the log density.
 
     :param expression: :math:`\mathbf K_\theta` in terms of `values`.
-    :param values: The tensors that :math:`\mathbf K_\theta` is made of.
-    :param noise: :math:`\boldsymbol \sigma^2` (... x N or ... x 1).
+    :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
+    :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
     :param residual: :math:`\mathbf r` (... x N).
     :param batch_shape: The covariance matrix's.
+    :param is_uniform: Whether all the values have that batch shape.
     :return: The log density, of the shape to which the batch shapes of residual and covariance broadcast.
     """
     if is_transformed() or residual.size(-1) == 1:
-        return _plain_log_prob(expression, values, noise, residual)
+        return _plain_log_prob(expression, noises, values, residual)
     if residual.shape[:-1] == batch_shape:
-        return KernelLogProb.apply(expression, noise, residual, *values)
+        at_once = is_uniform and residual.numel() > 0 and torch.is_grad_enabled()
+        return KernelLogProb.apply(expression, noises, at_once, residual, *values)
     columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-    return restore(KernelLogProb.apply(expression, noise, columns, *values).unsqueeze(-2))[..., 0, 0]
+    return restore(KernelLogProb.apply(expression, noises, False, columns, *values).unsqueeze(-2))[..., 0, 0]
 
 
-def factorize(expression: Expression, values: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+def factorize(expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
     """Return the Cholesky factor of a covariance matrix with noise, in the memory that the matrix was evaluated in.
 
     :param expression: The matrix in terms of `values`.
-    :param values: The tensors that it is made of.
-    :param noise: What is added to its diagonal (... x N or ... x 1).
+    :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).
+    :param values: The tensors that the matrix and the noises are made of.
     """
-    return _factorize(expression(values), noise, keep=False)
+    return _factorize(expression(values), noises, values, keep=False)
 
 
 def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
@@ -154,38 +191,44 @@ def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
     return -0.5 * (inv_quad + logdet + residual.size(-1) * _LOG_2_PI)
 
 
-def plain_covariance(expression: Expression, values: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+def plain_covariance(expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
     """Return the covariance matrix of an expression, with noise, by differentiable operations.
 
     :param expression: The matrix in terms of `values`.
-    :param values: The tensors that the matrix is made of.
-    :param noise: What is added to its diagonal (... x N or ... x 1).
+    :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).
+    :param values: The tensors that the matrix and the noises are made of.
     """
-    covar = expression(values).plain()
-    return covar if noise is None else add_diagonal(covar, noise)
+    return with_noise(expression(values).plain(), noises, values)
 
 
-def add_diagonal(covar: Tensor, noise: Tensor) -> Tensor:
+def with_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
     """Add noise to the diagonal of a covariance matrix by differentiable operations.
 
     :param covar: The covariance matrix (... x N x N).
-    :param noise: The noise (... x N or ... x 1).
+    :param noises: What the noise is the sum of (each ... x N or ... x 1).
+    :param values: The tensors that the noises are made of.
     """
-    return covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
+    for parameter in noises:
+        noise = parameter.of(values)
+        covar = covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
+    return covar
 
 
-def _plain_log_prob(expression: Expression, values: Sequence[Tensor], noise: Tensor | None, residual: Tensor) -> Tensor:
-    return gaussian_log_prob(plain_covariance(expression, values, noise), residual)
+def _plain_log_prob(
+    expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor], residual: Tensor
+) -> Tensor:
+    return gaussian_log_prob(plain_covariance(expression, noises, values), residual)
 
 
 def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    residual, noise, *values = aliases(ctx.saved_tensors[2:])
+    needed = ctx.needs_input_grad[3:]
+    residual, *values = aliases(ctx.saved_tensors[: len(needed)])
     if ctx.is_vector:
-        res = _plain_log_prob(ctx.expression, values, noise, residual)
+        res = _plain_log_prob(ctx.expression, ctx.noises, values, residual)
     else:  # each column as a right-hand side of its own
-        covar = plain_covariance(ctx.expression, values, noise).unsqueeze(-3)
+        covar = plain_covariance(ctx.expression, ctx.noises, values).unsqueeze(-3)
         res = gaussian_log_prob(covar, residual.mT)
-    return None, *grad_of_plain(res, (noise, residual, *values), ctx.needs_input_grad[1:], grad)
+    return None, None, None, *grad_of_plain(res, (residual, *values), needed, grad)
 
 
 def _may_overwrite() -> bool:
@@ -193,27 +236,27 @@ def _may_overwrite() -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def _factorize(matrix: Matrix, noise: Tensor | None, keep: bool) -> Tensor:
+def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Tensor], keep: bool) -> Tensor:
     # A large matrix is factorized in its own memory. Where that fails it is evaluated again; psd_safe_cholesky warns,
     # adds jitter or raises, as it does for everybody.
     if settings.verbose_linalg.on():
         settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
     if keep:
-        factor, info = torch.linalg.cholesky_ex(_add_noise(matrix.evaluate(keep=True), noise))
+        factor, info = torch.linalg.cholesky_ex(_add_noise(matrix.evaluate(keep=True), noises, values))
     else:
-        upper = _add_noise(evaluate_upper(matrix), noise)
+        upper = _add_noise(evaluate_upper(matrix), noises, values)
         info = torch.empty(upper.shape[:-2], dtype=torch.int32, device=upper.device)
         factor, info = torch.linalg.cholesky_ex(upper.mT, out=(upper.mT, info))
     if settings.trace_mode.on() or not (info.any() if info.dim() else info):
         return factor
-    return psd_safe_cholesky(_add_noise(evaluate(matrix), noise))
+    return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))
 
 
-def _add_noise(covar: Tensor, noise: Tensor | None) -> Tensor:
-    if noise is None:
-        return covar
-    if noise.dim() > 1 and noise.shape[:-1] != covar.shape[:-2]:
-        batch_shape = torch.broadcast_shapes(noise.shape[:-1], covar.shape[:-2])
-        covar = covar.expand(*batch_shape, *covar.shape[-2:]).contiguous()
-    covar.diagonal(dim1=-2, dim2=-1).add_(noise)
+def _add_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
+    for parameter in noises:
+        noise = parameter.of(values)
+        if noise.dim() > 1 and noise.shape[:-1] != covar.shape[:-2]:
+            batch_shape = torch.broadcast_shapes(noise.shape[:-1], covar.shape[:-2])
+            covar = covar.expand(*batch_shape, *covar.shape[-2:]).contiguous()
+        covar.diagonal(dim1=-2, dim2=-1).add_(noise)
     return covar

@@ -9,11 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..constraints.softplus import Softplus, unconstrained
 from ..functions.kernel_covariance import (
     MATERN,
     RATIONAL_QUADRATIC,
     RBF,
     Expression,
+    Parameter,
     Product,
     Profile,
     Scaled,
@@ -32,7 +34,7 @@ class Terms:
     """The tensors that an expression is made of.
 
     :ivar values: The tensors.
-    :ivar batch_shapes: Theirs; the covariance matrix has the batch shape that they broadcast to.
+    :ivar batch_shapes: Their batch shapes.
     :ivar row_slots: Where the inputs of the rows stand among them.
     :ivar matrix_shape: The number of rows and of columns.
     """
@@ -53,6 +55,23 @@ class Terms:
         self.values.append(tensor)
         self.batch_shapes.add(tensor.shape[: tensor.dim() - event_dim])
         return len(self.values) - 1
+
+    def add_parameter(self, parameter: Tensor | Softplus, event_dim: int) -> Parameter:
+        """Add a parameter, and return how it comes from the values.
+
+        :param parameter: The parameter, or what it is the softplus of.
+        :param event_dim: How many of its dimensions, at the end, are not batch dimensions.
+        """
+        if isinstance(parameter, Softplus):
+            return Parameter(self.add(parameter.raw, event_dim), True, parameter.lower_bound)
+        return Parameter(self.add(parameter, event_dim))
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The covariance matrix's batch shape."""
+        # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
+        shapes = self.batch_shapes
+        return next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
 
     def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
         """Add the inputs of rows and columns, once if they are the same, and return where they stand."""
@@ -86,7 +105,9 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, call
 
 def _stationary(profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, *shape: Tensor) -> Expression:
     rows, cols = terms.add_inputs(x1, x2)
-    parameters = [terms.add(tensor, 2) for tensor in (kernel.lengthscale, *shape)]
+    parameters = [
+        terms.add_parameter(parameter, 2) for parameter in (unconstrained(kernel, "lengthscale", Kernel), *shape)
+    ]
     return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, *parameters)
 
 
@@ -121,7 +142,7 @@ def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Express
     child = kernel_expression(kernel.base_kernel, x1, x2, terms, called=False)
     if child is None:
         return None
-    scale = terms.add(kernel.outputscale, 0)
+    scale = terms.add_parameter(unconstrained(kernel, "outputscale", ScaleKernel), 0)
     return lambda values, square=False: Scaled(values, child, scale, square)
 
 

@@ -6,6 +6,7 @@ import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
 
+from ..constraints.softplus import Softplus, unconstrained
 from .gaussian_likelihood import (
     FixedNoiseGaussianLikelihood,
     GaussianLikelihood,
@@ -19,7 +20,7 @@ _MARGINALS = {
 }
 
 
-def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Tensor | None:
+def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Tensor | Softplus | None:
     """Return what a likelihood's marginal adds to the diagonal of the covariance (... x N or ... x 1).
 
     :param likelihood: The likelihood.
@@ -37,7 +38,7 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
         and type(likelihood.noise_covar).__call__ is Noise.__call__
         and "noise" not in kwargs
     ):
-        return likelihood.noise_covar.noise
+        return unconstrained(likelihood.noise_covar, "noise", _HomoskedasticNoiseBase)
     return diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
 
 

@@ -55,12 +55,13 @@ def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
 def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_terms: list) -> None:
     # One walk over the modules in place of two that also make up their names
     attributes = module.__dict__
-    for prior, closure, _ in attributes.get("_priors", {}).values():
-        if prior is not None:
-            priors.append((module, prior, closure))
-    for added_loss_term in attributes.get("_added_loss_terms", {}).values():
-        if added_loss_term is not None and added_loss_term not in added_loss_terms:
-            added_loss_terms.append(added_loss_term)
-    for child in dict.fromkeys(attributes["_modules"].values()):
+    if own_priors := attributes.get("_priors"):
+        priors += [(module, prior, closure) for prior, closure, _ in own_priors.values() if prior is not None]
+    if own_terms := attributes.get("_added_loss_terms"):
+        added_loss_terms += [
+            term for term in dict.fromkeys(own_terms.values()) if term is not None and term not in added_loss_terms
+        ]
+    children = attributes["_modules"].values()
+    for child in dict.fromkeys(children) if len(children) > 1 else children:
         if child is not None:
             _collect_terms(child, priors, added_loss_terms)

@@ -27,12 +27,12 @@ from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from gpytorch.beta_features import checkpoint_kernel
-from gpytorch.constraints import GreaterThan, Interval, LessThan
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 from gpytorch import dense, likelihoods, means, priors, settings
 from gpytorch import kernels as k
+from gpytorch.constraints import GreaterThan, Interval, LessThan
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood

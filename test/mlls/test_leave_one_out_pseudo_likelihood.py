@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 import torch
 from both_ways import assert_near, evaluate, exact_gp, inputs, loss, routes, targets
-from gpytorch.constraints import Interval
 from linear_operator.utils.errors import NotPSDError
 from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch import likelihoods, means, priors, settings
+from gpytorch.constraints import Interval
 from gpytorch.mlls import LeaveOneOutPseudoLikelihood, MarginalLogLikelihood
 from gpytorch.settings import use_torch_tensors
 
