@@ -26,7 +26,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
-from .constraints.softplus import Softplus
+from .constraints.unconstrained import Softplus, is_constraint
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
@@ -208,7 +208,8 @@ def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
         kernel._batch_shape != batch_shape or type(kernel).batch_shape is not Kernel.batch_shape
     ):
         return False
-    return all(_has_batch_shape(child, batch_shape) for child in kernel._modules.values() if child is not None)
+    children = (child for child in kernel._modules.values() if child is not None and not is_constraint(child))
+    return all(_has_batch_shape(child, batch_shape) for child in children)
 
 
 def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:

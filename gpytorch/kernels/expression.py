@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..constraints.softplus import Softplus, unconstrained
+from ..constraints.unconstrained import Softplus, unconstrained
 from ..functions.kernel_covariance import (
     MATERN,
     RATIONAL_QUADRATIC,

@@ -6,7 +6,7 @@ import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
 
-from ..constraints.softplus import Softplus, unconstrained
+from ..constraints.unconstrained import Softplus, unconstrained
 from .gaussian_likelihood import (
     FixedNoiseGaussianLikelihood,
     GaussianLikelihood,

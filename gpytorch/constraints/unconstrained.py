@@ -1,4 +1,4 @@
-"""Parameters that are the softplus of what is optimized."""
+"""Parameters before their constraint is applied."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .constraints import GreaterThan, Positive
+from .constraints import GreaterThan, Interval, LessThan, Positive
 
 
 class Softplus(NamedTuple):
@@ -19,6 +19,14 @@ class Softplus(NamedTuple):
 
     raw: Tensor
     lower_bound: Tensor | None
+
+
+_CONSTRAINTS = {Interval, GreaterThan, LessThan, Positive}
+
+
+def is_constraint(module: torch.nn.Module) -> bool:
+    """Return whether a module is one of upstream's constraints, in which there is no kernel and no prior to look for."""
+    return type(module) in _CONSTRAINTS
 
 
 def unconstrained(module: torch.nn.Module, name: str, owner: type) -> Tensor | Softplus:
