@@ -30,10 +30,10 @@ import gpytorch
 
 from . import bare, plot
 from .against_n import describe, file_name
-from .agreement import check_same
+from .agreement import check_same, noted
 from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, loss_and_gradient, make_model, sample_problem, training_step
-from .options import DTYPES, Options
+from .models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
+from .options import Options
 from .row import Case, Row
 from .rows import by_provider, grouped, setting
 from .show import Table, milliseconds, software
@@ -53,9 +53,7 @@ def cases(options: Options) -> list[Case]:
     sizes = options.choose("sizes", (20, 100, 200, 500, 1000, 2000), quick=(20, 100, 500, 1000))
     return [
         Case("attribution", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf", "matern"), quick=("rbf",))
-        for dtype in options.choose("dtypes", ("float64",))
-        for n in sizes
+        for kernel, dtype, n in options.grid(sizes, kernels=("rbf",) if options.quick else ("rbf", "matern"))
     ]
 
 
@@ -70,24 +68,20 @@ class _Bare(torch.nn.Module):
         (self.x,), self.y = model.train_inputs, model.train_targets
         self.kernel = kernel
 
-    def _natural(self) -> dict[str, torch.Tensor]:
-        return {
-            "mean": self.constant,
-            "outputscale": softplus(self.outputscale),
-            "lengthscale": softplus(self.lengthscale),
-            "noise": softplus(self.noise) + NOISE_FLOOR,
-        }
+    def _problem(self) -> bare.Problem:
+        natural = [self.constant, softplus(self.outputscale), softplus(self.lengthscale)]
+        return bare.Problem(self.x, self.y, self.kernel, *natural, softplus(self.noise) + NOISE_FLOOR)
 
     def step(self, inv_quad_logdet: bare.InvQuadLogdet) -> torch.Tensor:
         """Return the loss after a step whose gradient autograd finds, but for what `inv_quad_logdet` brings along."""
         self.zero_grad()
-        loss = bare.loss(self.x, self.y, self.kernel, **self._natural(), inv_quad_logdet=inv_quad_logdet)
+        loss = bare.loss(self._problem(), inv_quad_logdet)
         loss.backward()
         return loss.detach()
 
     def closed_form_step(self) -> torch.Tensor:
         """Return the loss after a step whose gradient is by formula; the last link, softplus, by its derivative."""
-        loss, gradient = bare.loss_and_closed_form_gradient(self.x, self.y, self.kernel, **self._natural())
+        loss, gradient = bare.loss_and_closed_form_gradient(self._problem())
         self.constant.grad = gradient["mean"].reshape(self.constant.shape)
         for name in ("outputscale", "lengthscale", "noise"):
             raw = getattr(self, name)
@@ -97,7 +91,7 @@ class _Bare(torch.nn.Module):
 
 def _bare_steps(case: Case) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, torch.Tensor]]:
     """Return the steps in plain torch, and the loss and gradient of each."""
-    model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
+    model = model_of(case)
     bares = {name: _Bare(model, case.kernel) for name in (BARE, BARE_CLOSED, BARE_KERNEL)}
     steps = {
         BARE: lambda: bares[BARE].step(bare.by_autograd),
@@ -113,11 +107,11 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
         return []
     with dense_at_every_n():
         variants, values = steps_that_agree(case, (STOCK, NO_COPY, LOG_PROB, TENSORS))
-        model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
+        model = model_of(case)
         reference = {STOCK: loss_and_gradient(model, run_in(STOCK, training_step(model)))}
         steps, results = _bare_steps(case)
         distances = check_same(reference | results, case.dtype, f"loss and gradient in plain torch, n = {case.n}")
-        values |= {name: {"distance_from_stock": distances[name]} for name in steps}
+        values |= noted(distances)
         for way in (STOCK, TENSORS):
             _write_profile(case, way, variants[way].run, options.output)
         variants |= {name: Variant(step) for name, step in steps.items()}

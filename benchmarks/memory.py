@@ -10,7 +10,7 @@ from . import peak, plot, train
 from .against_n import describe, file_name
 from .machine import stamp
 from .measuring import fits
-from .models import dense_at_every_n, make_model, sample_problem, training_step
+from .models import dense_at_every_n, model_of, training_step
 from .options import DTYPES, Options
 from .row import Case, Row
 from .rows import by_provider, grouped, providers, setting
@@ -27,9 +27,7 @@ def cases(options: Options) -> list[Case]:
     budgets = ",".join(f"{gib:g}" for gib in options.choose("memory", (8, 16, 32, 80)))
     return [
         Case("memory", "synthetic", n, train.D, dtype, options.device, kernel, settings=f"GiB {budgets}")
-        for kernel in options.choose("kernels", ("rbf",))
-        for dtype in options.choose("dtypes", ("float64",))
-        for n in sizes
+        for kernel, dtype, n in options.grid(sizes)
     ]
 
 
@@ -40,8 +38,7 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     rows = []
     with dense_at_every_n():
         for done, way in enumerate(PROVIDERS):
-            model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
-            step = run_in(way, training_step(model))
+            step = run_in(way, training_step(model_of(case)))
             step()
             held = peak.trace_bytes(step, case.device)
             outside = peak.python_peak_bytes(step) if case.device == "cpu" else 0

@@ -24,12 +24,14 @@ class Table:
     :param columns: The heads of its columns.
     :param lines: Its lines.
     :param caption: How to read it.
+    :param source: With what it was measured.
     """
 
     title: str
     columns: list[str]
     lines: list[list[str]]
     caption: str = ""
+    source: str = ""
 
 
 def say(text: str) -> None:
@@ -37,10 +39,18 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
+def _below(caption: str, source: str) -> str:
+    return " ".join(part for part in (caption, f"{source}." if source else "") if part)
+
+
 def print_table(table: Table) -> None:
     """Print `table` in the terminal."""
     rich_table = RichTable(
-        title=table.title, caption=table.caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
+        title=table.title,
+        caption=_below(table.caption, table.source),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for number, column in enumerate(table.columns):
         rich_table.add_column(column, justify="left" if number == 0 else "right")
@@ -49,11 +59,15 @@ def print_table(table: Table) -> None:
     console.print(rich_table)
 
 
-def markdown_table(table: Table) -> str:
-    """Return `table` in Markdown."""
+def markdown_table(table: Table, with_source: bool = True) -> str:
+    """Return `table` in Markdown.
+
+    :param with_source: Whether to say below it with what it was measured.
+    """
     lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.lines]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join(part for part in (f"**{table.title}**", body, table.caption) if part)
+    below = _below(table.caption, table.source if with_source else "")
+    return "\n\n".join(part for part in (f"**{table.title}**", body, below) if part)
 
 
 def progress() -> Progress:
@@ -93,7 +107,8 @@ def times(value: float | None) -> str:
 def conditions(row: Row) -> str:
     """Return in a line on what `row` was measured."""
     device = f"{row.machine['gpu']}, " if "gpu" in row.machine else ""
-    return f"{device}{row.machine['cpu']}, {row.machine['threads']} threads"
+    threads = row.machine["threads"]
+    return f"{device}{row.machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def software(row: Row) -> str:
