@@ -58,8 +58,11 @@ def _gibibytes(text: str) -> float:
     return value
 
 
-def _one_of(names: dict) -> Callable[[str], str]:
+def _one_of(names: dict, others: dict[str, str] | None = None) -> Callable[[str], str]:
+    """Return a converter that takes one of `names`, or one of `others`, which stands for one of them."""
+
     def choose(text: str) -> str:
+        text = (others or {}).get(text, text)
         if text not in names:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
         return text
@@ -80,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     parser.add_argument("--dtype", dest="dtypes", type=_several(_one_of(DTYPES)), help="float64, float32 or both")
     parser.add_argument("--n", dest="sizes", type=_several(_count), help="numbers of training points: 100,1000")
-    parser.add_argument("--kernel", dest="kernels", type=_several(_one_of(KERNELS)), help="rbf, matern (5/2) or both")
+    parser.add_argument(
+        "--kernel",
+        dest="kernels",
+        type=_several(_one_of(KERNELS, {"matern52": "matern"})),
+        help="rbf, matern52 or both",
+    )
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")

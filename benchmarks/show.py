@@ -104,6 +104,16 @@ def times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def percent(share: float) -> str:
+    """Return a share as text, which is never -0%."""
+    return f"{round(100 * share)}%"
+
+
+def listed(words: list[str], last: str = "and") -> str:
+    """Return words as a list in a sentence."""
+    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
 def conditions(row: Row) -> str:
     """Return in a line on what `row` was measured."""
     device = f"{row.machine['gpu']}, " if "gpu" in row.machine else ""
