@@ -19,7 +19,7 @@ QUESTIONS = {
     "uci": "the main job: train on real data with the flag off and on (runs if no question is given)",
     "train": "time of a training step against n",
     "attribution": "where the gain comes from: copy, operators, closed-form backward, kernel",
-    "memory": "peak memory of a training step; the largest n that trains in a given memory",
+    "memory": "peak memory of a training step and of a prediction; the largest n that trains in a given memory",
     "predict": "time and memory of predictions, first and later calls",
     "batch": "batches of models",
     "bo": "BoTorch: fit, posterior, acquisition, a whole loop",

@@ -69,19 +69,20 @@ def _forget(model: ExactGP) -> None:
     model.eval()
 
 
-def _ways_that_fit(case: Case) -> list[str]:
+def ways_that_fit(case: Case) -> list[str]:
     """Return stock only where there is room for the joint covariance of all points, which it builds."""
     needed = (case.n + case.m) ** 2 * DTYPES[case.dtype].itemsize
     if needed < available_bytes(case.device) / 2:
         return [STOCK, TENSORS]
-    say(f"predict, n = {case.n:,}, {case.m:,} test points: stock is left out, as it asks for {needed / 2**30:.0f} GiB.")
+    asked = f"{needed / 2**30:.0f} GiB"
+    say(f"{case.question}, n = {case.n:,}, {case.m:,} test points: {STOCK} is left out, as it asks for {asked}.")
     return [TENSORS]
 
 
 def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
     """Time the kinds of call, each in both ways in turn."""
     test_x = test_points_of(case)
-    models = {way: model_of(case).eval() for way in _ways_that_fit(case)}
+    models = {way: model_of(case).eval() for way in ways_that_fit(case)}
     rows = []
     with dense_at_every_n():
         for done, (mode, call) in enumerate(CALLS.items()):
@@ -118,7 +119,10 @@ def _title(row: Row) -> str:
 def tables(rows: list[Row]) -> list[Table]:
     """Return one table for each kind of call."""
     columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]
-    caption = "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call."
+    caption = (
+        "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call. Stock "
+        "is left out (-) where there is no room for the joint covariance of all points, which it builds."
+    )
     return case_tables(rows, _title, columns, _lines, caption, key=setting_and_mode)
 
 

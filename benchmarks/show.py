@@ -45,18 +45,16 @@ def _below(caption: str, source: str) -> str:
 
 def print_table(table: Table) -> None:
     """Print `table` in the terminal."""
-    rich_table = RichTable(
-        title=table.title,
-        caption=_below(table.caption, table.source),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
+    rich_table = RichTable(box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         rich_table.add_column(column, justify="left" if number == 0 else "right")
     for line in table.lines:
         rich_table.add_row(*(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in line))  # heads may wrap, cells not
+    # Not as the table's own title and caption, which would be as narrow as the table.
+    console.print(table.title, style="bold", markup=False, highlight=False)
     console.print(rich_table)
+    console.print(_below(table.caption, table.source), style="italic", markup=False, highlight=False)
+    console.print()
 
 
 def markdown_table(table: Table, with_source: bool = True) -> str:
