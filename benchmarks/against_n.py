@@ -63,9 +63,11 @@ def ratio_tables(
     return made
 
 
-def time_pictures(rows: list[Row], folder: Path, title: str, what: str, floor: str) -> list[Path]:
-    """Plot time and its ratio to stock's against n, one picture for each setting; of `floor` the time alone."""
+def time_pictures(
+    rows: list[Row], folder: Path, title: str, what: str, floor: str | None = None, base: str = STOCK
+) -> list[Path]:
+    """Plot time and its ratio to the base's against n, one picture for each setting; of `floor` the time alone."""
     return [
-        plot.time_and_ratio(group, STOCK, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what, floor)
+        plot.time_and_ratio(group, base, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what, floor)
         for group in grouped(rows, setting).values()
     ]

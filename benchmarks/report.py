@@ -153,10 +153,11 @@ def in_short(answers: dict[str, list[Row]]) -> str:
     )
 
 
-def write(options: Options) -> None:
+def write(options: Options) -> int:
     """Measure what is not on record yet, and write the page and its pictures into the output folder.
 
     :param options: What the run was asked for; `quick` shortens every section.
+    :return: The exit status.
     """
     parts, answers = [], {}
     for name, title in SECTIONS.items():
@@ -177,6 +178,7 @@ def write(options: Options) -> None:
     page.write_text("\n\n".join([*head, *parts]) + "\n")
     say(in_short(answers))
     say(f"Written: {page}")
+    return 0
 
 
 def section(title: str, lead: list[str], module: ModuleType, rows: list[Row], folder: Path) -> str:

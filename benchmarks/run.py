@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from time import monotonic
 from types import ModuleType
 
 import psutil
 from rich.progress import Progress, TaskID
 
 from . import record
-from .machine import stamp
+from .machine import release, stamp
 from .options import Options
 from .row import Case, Row
 from .show import print_table, progress, say
@@ -26,11 +28,12 @@ def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
     bars.update(task, completed=int(100 * fraction))
 
 
-def answer(question: ModuleType, options: Options) -> list[Row]:
+def answer(question: ModuleType, options: Options, until: float = math.inf) -> list[Row]:
     """Return the rows that answer `question`, measuring those that are not on record under the present conditions.
 
     :param question: The question's module.
     :param options: What the run was asked for.
+    :param until: When no further case is begun, on the clock of `time.monotonic`; what is left out is named.
     """
     name = question.__name__.rsplit(".", 1)[-1]
     path = options.output / f"{name}.json"
@@ -45,12 +48,15 @@ def answer(question: ModuleType, options: Options) -> list[Row]:
         for case in cases:
             now = Row(case, provider="", mode="", **stamp(case.device))
             known = [] if options.fresh else record.recall(recorded, case, now)
-            if not known:
+            if not known and monotonic() > until:
+                say(f"{_describe(case)}: left out, as the time is up.")
+            elif not known:
                 current = bars.add_task(_describe(case), total=100)
                 known = question.measure(case, options, partial(_advance, bars, current))
                 bars.remove_task(current)
                 recorded = record.supersede(recorded, known)
                 record.write(path, recorded)
+                release(case.device)
             answered += known
             bars.advance(overall)
     return answered
