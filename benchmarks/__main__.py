@@ -131,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
     hint = ""
     if arguments.question == "cuda" and arguments.device is None:
         options = replace(options, device="cuda")
-        hint = " `python -m benchmarks cuda --device cpu --quick` tries all but what only a GPU can count."
+        hint = ". `python -m benchmarks cuda --device cpu --quick` tries all but what only a GPU can count."
     _check_device(options.device, hint)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -30,7 +30,7 @@ from .show import Table, markdown_table, print_table, say
 MINUTES = 9.5  # of ten that a call may take
 TESTS_MINUTES = 2.5
 SIZES, QUICK_SIZES = (50, 200, 1000, 5000, 10000, 20000), (20, 50)
-LARGEST_BATCH = 1000  # a batch of 64 models of more points each is no longer launches
+LARGEST_BATCH = 200  # of models with more points each a GPU is full
 TIMED = {"train": "Training", "limits": "A step over the machine's limits", "predict": "Prediction", "batch": "Batches"}
 QUESTIONS = {
     "parity": "Parity with the CPU",
@@ -163,8 +163,20 @@ def _plan(options: Options) -> list[tuple[str, Callable[[Run], None]]]:
     return plan
 
 
-def page(run: Run) -> str:
-    """Return the page that `run` makes so far."""
+def _flat(facts: dict[str, object]) -> list[list[str]]:
+    """Return facts, those within facts among them, as lines of name and value."""
+    lines = []
+    for name, value in facts.items():
+        lines += _flat(value) if isinstance(value, dict) else [[str(name), str(value)]]
+    return lines
+
+
+def page(run: Run, pictures: Path | None) -> str:
+    """Return the page that `run` makes so far.
+
+    :param run: The run.
+    :param pictures: Where to draw its pictures; None draws none.
+    """
     device = run.options.device
     parts = [f"# gpytorch.settings.use_torch_tensors on {device}"]
     if torch.device(device).type != "cuda":
@@ -174,8 +186,7 @@ def page(run: Run) -> str:
     parts.append(
         "\n".join(f"- **{line}**" for line in run.wrong) or "Nothing failed, and nothing differs from the CPU."
     )
-    lines = [[str(name), str(value)] for name, value in run.facts.items() if not isinstance(value, dict)]
-    parts.append(markdown_table(Table("Environment", ["", ""], lines)))
+    parts.append(markdown_table(Table("Environment", ["", ""], _flat(run.facts))))
     if run.tests:
         counts = ", ".join(f"{run.tests[name]} {name}" for name in ("ran", "failed", "skipped") if name in run.tests)
         reasons = "".join(f"\n- skipped: {reason}" for reason in run.tests.get("reasons", []))
@@ -183,7 +194,7 @@ def page(run: Run) -> str:
     for name, title in {**QUESTIONS, **TIMED}.items():
         rows = run.rows.get(name)
         if rows:
-            parts.append(section(title, [], import_module(f".{name}", __package__), rows, run.options.output))
+            parts.append(section(title, [], import_module(f".{name}", __package__), rows, pictures))
     parts += [f"## Failed: {name}\n\n```\n{text}```" for name, text in run.failures.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -213,7 +224,8 @@ def write(options: Options, minutes: float = MINUTES) -> int:
         except Exception:  # the other sections are worth having all the same; the status says that this one is not
             run.failures[name] = traceback.format_exc()
             say(run.failures[name])
-        target.write_text(page(run))
+        target.write_text(page(run, None))  # pictures take seconds, which belong to the GPU until the end
+    target.write_text(page(run, options.output))
     for name in {**QUESTIONS, **TIMED}:
         for table in import_module(f".{name}", __package__).tables(run.rows[name]) if run.rows.get(name) else []:
             print_table(table)

@@ -106,7 +106,7 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     if not fits(case, STOCK_MATRICES):
         return []
     if torch.device(case.device).type != "cuda":
-        say(f"launches, n = {case.n:,}: {', '.join(COUNTS[1:])} are left out, as {case.device} has none.")
+        say(f"launches, n = {case.n:,}: {', '.join(COUNTS[1:])} are left out: {case.device} has none.")
     rows, test_x = [], test_points_of(case)
     with dense_at_every_n():
         for way in (STOCK, TENSORS):
@@ -137,8 +137,8 @@ def tables(rows: list[Row]) -> list[Table]:
         ["n", "way", *COUNTS],
         _lines,
         f"Of one {STEP} (zero_grad, forward, backward), or one prediction of mean and variance at {TEST_POINTS} "
-        f"points. {OPERATORS.capitalize()}: of torch, called by Python or autograd. {WARNED.capitalize()}: torch's own count; "
-        f"{WAITS}: calls of the CUDA runtime that wait, libraries' among them. A dash: not to be counted here.",
+        f"points. {OPERATORS.capitalize()}: of torch, called by Python or autograd. {WARNED.capitalize()}: torch's own "
+        f"count; {WAITS}: calls of the CUDA runtime that wait, libraries' among them. A dash: not to be counted here.",
         key=setting_and_mode,
     )
 

@@ -181,17 +181,17 @@ def write(options: Options) -> int:
     return 0
 
 
-def section(title: str, lead: list[str], module: ModuleType, rows: list[Row], folder: Path) -> str:
+def section(title: str, lead: list[str], module: ModuleType, rows: list[Row], folder: Path | None) -> str:
     """Return a section of a page: a lead, the question's remarks, pictures and tables.
 
     :param title: Its title.
     :param lead: Lines to begin with.
     :param module: The question's module.
     :param rows: The rows that answer it.
-    :param folder: Where the page and its pictures are.
+    :param folder: Where the page and its pictures are; None draws no pictures.
     """
     remarks = module.remarks(rows) if hasattr(module, "remarks") else []
-    pictures = [f"![]({path.name})" for path in module.pictures(rows, folder)]
+    pictures = [f"![]({path.name})" for path in module.pictures(rows, folder)] if folder else []
     tables = [markdown_table(table, with_source=False) for table in module.tables(rows)]
     return "\n\n".join([f"## {title}", *(["\n".join(lead)] if lead else []), *remarks, *pictures, *tables])
 
