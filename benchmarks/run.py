@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from threading import current_thread, main_thread
 from time import monotonic
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import psutil
 from rich.progress import Progress, TaskID
@@ -28,6 +32,25 @@ def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
     bars.update(task, completed=int(100 * fraction))
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Note interrupts, too: one that comes while a library has called back into Python is otherwise lost."""
+    noted: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def answer(question: ModuleType, options: Options, until: float = math.inf) -> list[Row]:
     """Return the rows that answer `question`, measuring those that are not on record under the present conditions.
 
@@ -43,7 +66,7 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
     if load > BUSY:
         say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
     answered: list[Row] = []
-    with progress() as bars:
+    with progress() as bars, _interrupts() as interrupts:
         overall = bars.add_task(name, total=len(cases))
         for case in cases:
             now = Row(case, provider="", mode="", **stamp(case.device))
@@ -57,6 +80,8 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
                 recorded = record.supersede(recorded, known)
                 record.write(path, recorded)
                 release(case.device)
+            if interrupts:
+                raise KeyboardInterrupt
             answered += known
             bars.advance(overall)
     return answered

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +289,27 @@ class TestRecord:
         run.answer(question, Options(output=tmp_path, fresh=True))
         assert measured == [1, "interrupted", 2, 3, 1, 2, 3]
         assert len(record.read(tmp_path / "toy.json")) == 3
+
+    def test_interrupt_that_a_library_swallows_stops_the_run_after_the_case(self, tmp_path):
+        def measure(case, options, advance):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            return [Row(case, provider="stock", mode="step", p50=1.0, **machine.stamp("cpu"))]
+
+        question = SimpleNamespace(
+            __name__="benchmarks.toy",
+            cases=lambda options: [Case("toy", "x", n, 1, "float64", "cpu") for n in (1, 2)],
+            measure=measure,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run.answer(question, Options(output=tmp_path))
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        assert [row.case.n for row in record.read(tmp_path / "toy.json")] == [1]
 
 
 class TestMeasuring:
