@@ -56,7 +56,7 @@ def _compiled(model: ExactGP, **arguments: str) -> Callable[[], torch.Tensor]:
 def _captured(model: ExactGP) -> Callable[[], torch.Tensor]:
     """Return the replay of a captured step. In a graph no value can be looked at: the factorization is not checked."""
     eager = training_step(model)
-    with gpytorch.settings.trace_mode(True):
+    with gpytorch.settings.trace_mode(True), torch.cuda.device(model.train_targets.device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

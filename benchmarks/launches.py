@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from . import predict
@@ -74,21 +75,29 @@ def count_warnings(messages: Iterable[str]) -> int:
     return sum(WARNING in message for message in messages)
 
 
+def _events(work: Callable[[], object], device: str) -> list[FunctionEvent]:
+    on_cuda = torch.device(device).type == "cuda"
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiler:
+        work()  # and no synchronization of ours, which would be counted
+    return list(profiler.events())
+
+
 def _counts(work: Callable[[], object], device: str) -> dict[str, int]:
     """Return what one run of `work` did, after runs that may fill caches."""
     on_cuda = torch.device(device).type == "cuda"
     for _ in range(2):
         work()
-    synchronize(device)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with profile(activities=activities) as profiler:
-        work()  # and no synchronization of ours, which would be counted
-    events = list(profiler.events())
+    events = _events(work, device)
     inside = [event.cpu_parent is not None and event.cpu_parent.name.startswith("aten::") for event in events]
     counts = {OPERATORS: count_operators((event.name, within) for event, within in zip(events, inside, strict=True))}
     if not on_cuda:
         return counts
-    counts |= count_runtime_calls(event.name for event in events)
+    # The profiler waits for the device, too, when it ends.
+    calls, idle = (
+        count_runtime_calls(event.name for event in seen) for seen in (events, _events(lambda: None, device))
+    )
+    counts |= {what: count - idle[what] for what, count in calls.items()}
     synchronize(device)
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:

@@ -10,12 +10,12 @@ from . import peak, plot, predict, train
 from .against_n import describe, file_name
 from .compare import case_tables
 from .machine import stamp
-from .measuring import fits
+from .measuring import does_fit, fits
 from .models import dense_at_every_n, model_of, test_points_of, training_step
 from .options import DTYPES, Options
 from .row import Case, Row
 from .rows import by_case, by_provider, grouped, providers, setting
-from .show import Table, mebibytes, software
+from .show import Table, mebibytes, say, software
 from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
 
 TITLE = "Peak memory of a training step"
@@ -76,6 +76,9 @@ def prediction(case: Case, way: str) -> Callable[[], object]:
 def _measure_prediction(case: Case, advance: Callable[[float], None]) -> list[Row]:
     rows, ways = [], predict.ways_that_fit(case)
     for done, way in enumerate(ways):
+        if not does_fit(prediction(case, way)):
+            say(f"memory, n = {case.n:,}, {case.m:,} test points: {way} ran out of memory.")
+            continue
         allocated = peak.peak_bytes(prediction(case, way), case.device)
         resident = peak.resident_peaks(prediction, case, way) if case.device == "cpu" else None
         values = dict(zip(("resident_before", "resident"), resident, strict=True)) if resident else {}

@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from threading import current_thread, main_thread
 from time import monotonic
 from types import FrameType, ModuleType
@@ -30,6 +30,14 @@ def _describe(case: Case) -> str:
 
 def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
     bars.update(task, completed=int(100 * fraction))
+
+
+@cache
+def _warn_if_busy() -> None:
+    """Once: from then on the load is the run's own."""
+    load = psutil.getloadavg()[0]
+    if load > BUSY:
+        say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
 
 
 @contextmanager
@@ -62,9 +70,7 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
     path = options.output / f"{name}.json"
     cases = question.cases(options)
     recorded = record.read(path)
-    load = psutil.getloadavg()[0]
-    if load > BUSY:
-        say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
+    _warn_if_busy()
     answered: list[Row] = []
     with progress() as bars, _interrupts() as interrupts:
         overall = bars.add_task(name, total=len(cases))

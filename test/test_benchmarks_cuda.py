@@ -101,33 +101,52 @@ def test_inverses_are_compared(brief, tmp_path, capsys):
 
 
 class TestLargest:
-    options = Options(memory=(0.002,), quick=True)
+    """A memory that holds 100,000 numbers."""
 
-    def test_smaller_n_is_tried_until_one_trains(self, monkeypatch):
+    @staticmethod
+    def search(first: int, matrices: float, most: int = 10**9) -> tuple[dict, list[int]]:
+        """Search where every step needs `matrices` n x n matrices and a library takes no more than `most` rows."""
         tried = []
 
-        def step(case, way):
-            tried.append(case.n)
-            return (0.0, "out of memory") if len(tried) < 3 else (1.0, "")
+        def attempt(n: int) -> tuple[float, float, str]:
+            tried.append(n)
+            fits = matrices * n**2 <= 100_000 and n <= most
+            return (1.0, matrices, "") if fits else (0.0, 0.0, "out of memory")
 
-        monkeypatch.setattr(largest, "_try", step)
-        monkeypatch.setattr(largest, "_matrices", lambda case, way: 2.0)
-        rows = largest.measure(largest.cases(self.options)[0], self.options, lambda _: None)
-        first, second, third = tried[:3]
-        assert first == int((0.97 * 0.002 * 2**30 / 16) ** 0.5) and first > second > third
-        assert rows[0].values == {
-            "matrices": 2.0,
-            "refused": {str(first): "out of memory", str(second): "out of memory"},
-            "largest": third,
-        }
-        assert rows[0].p50 == 1.0
-        assert largest.tables(rows)[0].lines[0][3:5] == [f"{first:,}, {second:,}", f"{third:,}"]
+        return largest.search(first, attempt, lambda matrices: int((95_000 / matrices) ** 0.5)), tried
 
-    def test_nothing_trains(self, monkeypatch):
-        monkeypatch.setattr(largest, "_try", lambda case, way: (0.0, "out of memory"))
-        monkeypatch.setattr(largest, "_matrices", lambda case, way: 2.0)
-        rows = largest.measure(largest.cases(self.options)[0], self.options, lambda _: None)
-        assert rows[0].p50 is None and largest.tables(rows)[0].lines[0][4] == "none of those tried"
+    def test_n_grows_where_a_large_step_needs_less_than_the_small_one_promised(self):
+        found, tried = self.search(first=200, matrices=1.0)
+        assert tried == [200, 308] and found == {"refused": {}, "largest": 308, "seconds": 1.0, "matrices": 1.0}
+
+    def test_n_shrinks_until_one_trains(self):
+        found, tried = self.search(first=350, matrices=1.0)
+        assert tried == [350, 322, 296, 308]
+        assert found["largest"] == 308 and list(found["refused"]) == ["350", "322"]
+
+    def test_n_that_was_refused_is_not_tried_again(self):
+        found, tried = self.search(first=300, matrices=1.0, most=290)
+        assert tried == [300, 276] and found["largest"] == 276
+
+    def test_nothing_trains(self):
+        found, tried = self.search(first=350, matrices=1.0, most=0)
+        assert len(tried) == largest.TRIES and "largest" not in found
+        (row_,) = [row("largest", **found)]
+        assert largest.tables([row_])[0].lines[0][3] == "none of those tried"
+
+    def test_want_of_memory_is_an_answer_and_not_an_error(self, monkeypatch):
+        def fail(case, way):
+            raise RuntimeError("can't allocate memory\nmore")
+
+        monkeypatch.setattr(largest, "_first_step", fail)
+        assert largest._try(row("largest").case, "stock") == (0.0, 0.0, "can't allocate memory")
+
+    def test_question(self, tmp_path):
+        with gpytorch.settings.fast_computations(True, True, True):
+            assert main(["largest", "--quick", "--memory", "0.01", "--n", "9", "--output", str(tmp_path)]) == 0
+        rows = record.read(tmp_path / "largest.json")
+        assert [each.provider for each in rows] == ["stock", "tensors"]
+        assert rows[0].values["largest"] < rows[1].values["largest"]
 
 
 class TestCall:
@@ -138,7 +157,7 @@ class TestCall:
         assert "The device 'cuda' cannot be used here" in err and "--device cpu --quick" in err and err.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
-    def test_dry_run_goes_through_every_section(self, brief, tmp_path, monkeypatch, capsys):
+    def test_dry_run_goes_through_every_section(self, brief, tmp_path, monkeypatch, capfd):
         def tests(run):
             run.tests = {"ran": 3, "failed": 0, "skipped": 3, "reasons": ["no CUDA device on this machine"]}
 
@@ -150,7 +169,7 @@ class TestCall:
         for title in (*cuda.QUESTIONS.values(), *cuda.TIMED.values(), "Tests", "Environment"):
             assert title in page
         assert "This is a dry run on cpu" in page and "- skipped: no CUDA device on this machine" in page
-        out = capsys.readouterr().out
+        out = capfd.readouterr().out
         assert "kernel launches, copies and fills, synchronizing operators, waits are left out: cpu has none" in out
         assert f"{graph.GRAPHS} and {graph.CAPTURED} are left out" in out.replace("\n", " ")
         for line in page.splitlines():
@@ -180,8 +199,9 @@ class TestCall:
 
     def test_small_n_and_what_nothing_else_tells_come_first(self):
         names = [name for name, _ in cuda._plan(Options(device="cuda"))]
-        assert names[:4] == ["parity", "tests", "launches", "graph"]
+        assert names[:3] == ["parity", "tests", "launches"]
         assert names.index("train, n = 50") < names.index("train, n = 10,000") < names.index("largest")
+        assert names.index("train, n = 1,000") < names.index("graph") < names.index("train, n = 5,000")
         assert names.index("largest") < names.index("train, n = 20,000")
         assert "batch, n = 200" in names and "batch, n = 1,000" not in names
 
