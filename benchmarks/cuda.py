@@ -39,7 +39,7 @@ QUESTIONS = {
     "launches": "Launches and waits",
     "graph": "Graphs",
     "inverse": "The inverse",
-    "memory": "Memory of a step",
+    "memory": "Memory",
     "largest": "Largest n that trains",
 }
 DRY = "a dry run on {}: what only CUDA can count is left out by name, and no time in it means anything"
@@ -95,10 +95,10 @@ def environment(device: str) -> dict[str, object]:
 def outcome(report: Path) -> dict[str, object]:
     """Return how the tests of a JUnit report went: how many, how many failed, how many were skipped and why."""
     suites = ElementTree.parse(report).getroot().iter("testsuite")
-    counts = {"ran": 0, "failed": 0, "skipped": 0}
+    counts = {"tests": 0, "failed": 0, "skipped": 0}
     reasons: set[str] = set()
     for suite in suites:
-        counts["ran"] += int(suite.get("tests", 0))
+        counts["tests"] += int(suite.get("tests", 0))
         counts["failed"] += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         counts["skipped"] += int(suite.get("skipped", 0))
         reasons |= {skipped.get("message", "") for skipped in suite.iter("skipped")}
@@ -106,11 +106,11 @@ def outcome(report: Path) -> dict[str, object]:
 
 
 def _run_tests(run: Run) -> None:
-    """Run the tests that have `cuda` in their names, in a process of their own."""
+    """Run the tests that have `cuda` in their names, but for those of the benchmarks, in a process of their own."""
     folder = run.options.output
     report = folder / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "cuda", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "cuda and not benchmarks", "-p", "no:cacheprovider"]
     limit = max(30.0, min(TESTS_MINUTES * 60, run.until - monotonic()))
     with (folder / "tests.txt").open("w") as output:
         command += [f"--junitxml={report.resolve()}", "test"]
@@ -207,7 +207,7 @@ def page(run: Run, pictures: Path | None) -> str:
     )
     parts.append(markdown_table(Table("Environment", ["", ""], _flat(run.facts))))
     if run.tests:
-        counts = ", ".join(f"{run.tests[name]} {name}" for name in ("ran", "failed", "skipped") if name in run.tests)
+        counts = ", ".join(f"{run.tests[name]} {name}" for name in ("tests", "failed", "skipped"))
         reasons = "".join(f"\n- skipped: {reason}" for reason in run.tests.get("reasons", []))
         parts.append(f"## Tests\n\n{counts}{reasons}")
     for name, title in {**QUESTIONS, **TIMED}.items():

@@ -159,7 +159,7 @@ class TestCall:
 
     def test_dry_run_goes_through_every_section(self, brief, tmp_path, monkeypatch, capfd):
         def tests(run):
-            run.tests = {"ran": 3, "failed": 0, "skipped": 3, "reasons": ["no CUDA device on this machine"]}
+            run.tests = {"tests": 3, "failed": 0, "skipped": 3, "reasons": ["no CUDA device on this machine"]}
 
         monkeypatch.setattr(cuda, "_run_tests", tests)
         monkeypatch.setattr(cuda, "QUICK_SIZES", (12,))
@@ -194,7 +194,7 @@ class TestCall:
 
     def test_outcome_of_the_tests(self, tmp_path):
         (tmp_path / "tests.xml").write_text(JUNIT)
-        expected = {"ran": 5, "failed": 2, "skipped": 2, "reasons": ["no CUDA device"]}
+        expected = {"tests": 5, "failed": 2, "skipped": 2, "reasons": ["no CUDA device"]}
         assert cuda.outcome(tmp_path / "tests.xml") == expected
 
     def test_small_n_and_what_nothing_else_tells_come_first(self):
