@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,16 +20,22 @@ QUESTIONS = {
     "uci": "the main job: train on real data with the flag off and on (runs if no question is given)",
     "train": "time of a training step against n",
     "attribution": "where the gain comes from: copy, operators, closed-form backward, kernel",
-    "memory": "peak memory of a training step; the largest n that trains in a given memory",
+    "memory": "peak memory of a training step and of a prediction; the largest n that trains in a given memory",
     "predict": "time and memory of predictions, first and later calls",
     "batch": "batches of models",
     "bo": "BoTorch: fit, posterior, acquisition, a whole loop",
     "peers": "value and gradient, and prediction, against other libraries",
     "accuracy": "rounding errors against a high-precision reference as conditioning worsens",
     "limits": "a step over the factorization alone, over GEMM, over a copy",
+    "inverse": "the ways from a Cholesky factor to the inverse",
+    "launches": "operators of a step; on CUDA its kernel launches and waits",
+    "graph": "a step compiled, or captured as a CUDA graph",
+    "parity": "whether a device computes what the CPU computes",
+    "largest": "the largest n that trains, tried",
 }
 COMMANDS = {
     "report": "one page for this machine: what the flag gains, where, and whether to switch it on",
+    "cuda": "all of it that needs a GPU, in one call of ten minutes; --device cpu --quick is a dry run",
     "readme": "write the recorded results into the README's tables",
 }
 
@@ -58,8 +65,11 @@ def _gibibytes(text: str) -> float:
     return value
 
 
-def _one_of(names: dict) -> Callable[[str], str]:
+def _one_of(names: dict, others: dict[str, str] | None = None) -> Callable[[str], str]:
+    """Return a converter that takes one of `names`, or one of `others`, which stands for one of them."""
+
     def choose(text: str) -> str:
+        text = (others or {}).get(text, text)
         if text not in names:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
         return text
@@ -77,10 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     choices = [*QUESTIONS, *COMMANDS]
     parser.add_argument("question", nargs="?", default=MAIN_JOB, choices=choices, metavar="question", help="see above")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cpu; of the command cuda: cuda)")
     parser.add_argument("--dtype", dest="dtypes", type=_several(_one_of(DTYPES)), help="float64, float32 or both")
     parser.add_argument("--n", dest="sizes", type=_several(_count), help="numbers of training points: 100,1000")
-    parser.add_argument("--kernel", dest="kernels", type=_several(_one_of(KERNELS)), help="rbf, matern (5/2) or both")
+    parser.add_argument(
+        "--kernel",
+        dest="kernels",
+        type=_several(_one_of(KERNELS, {"matern52": "matern"})),
+        help="rbf, matern52 or both",
+    )
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")
@@ -92,16 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     real.add_argument("--csv", type=Path, help="a table of yours, with a header; a fifth of its rows is for testing")
     real.add_argument("--target", help="the table's column to predict; all others are inputs")
     real.add_argument("--steps", type=_count, help="steps of Adam (default: 200, with --quick 20)")
-    parser.add_argument("--memory", type=_several(_gibibytes), help="GiB in which to find the largest n (memory)")
+    parser.add_argument(
+        "--memory", type=_several(_gibibytes), help="GiB in which to find the largest n (memory, largest)"
+    )
     parser.add_argument("--check", action="store_true", help="do not write, fail if the README is out of date (readme)")
     return parser
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, hint: str = "") -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise InputError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}{hint}") from None
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -111,14 +128,17 @@ def _run(arguments: argparse.Namespace) -> int:
         return update(check=arguments.check)
     given = {name: value for name, value in vars(arguments).items() if name in Options.__dataclass_fields__}
     options = Options(**{name: value for name, value in given.items() if value is not None})
-    _check_device(options.device)
+    hint = ""
+    if arguments.question == "cuda" and arguments.device is None:
+        options = replace(options, device="cuda")
+        hint = ". `python -m benchmarks cuda --device cpu --quick` tries all but what only a GPU can count."
+    _check_device(options.device, hint)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     module = import_module(f".{arguments.question}", __package__)
-    if arguments.question == "report":
-        module.write(options)
-    else:
-        show(module, answer(module, options), options)
+    if arguments.question in COMMANDS:
+        return module.write(options)
+    show(module, answer(module, options), options)
     return 0
 
 

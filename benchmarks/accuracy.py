@@ -22,13 +22,14 @@ import gpytorch
 from . import plot
 from .against_n import file_name
 from .agreement import distance
+from .compare import case_tables
 from .machine import stamp
 from .models import ExactGP, dense_at_every_n, sample_problem, training_step
 from .options import DTYPES, Options
 from .predict import mean_and_variance
 from .row import Case, Row
-from .rows import grouped
-from .show import Table, software
+from .rows import by_case, grouped
+from .show import Table, listed
 from .ways import STOCK, TENSORS, WAYS
 
 DRAWS, QUICK_DRAWS = 5, 2
@@ -158,28 +159,70 @@ def _alike(row: Row) -> tuple:
     return (row.case.device, tuple(sorted(row.machine.items())), row.case.dtype, row.case.n, row.case.settings)
 
 
+def _title(row: Row) -> str:
+    return f"{TITLE}: RBF, n = {row.case.n}, d = {D}, {row.case.dtype}"
+
+
+def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
+    return [
+        [
+            case.case,
+            row.provider,
+            *(f"{row.values[name]:.1e}" if name in row.values else "failed" for name in WHAT),
+            "yes" if row.values.get("jitter", True) else "no",
+        ]
+        for row in found.values()
+    ]
+
+
 def tables(rows: list[Row]) -> list[Table]:
     """Return one table for each data type."""
-    made = []
-    for group in grouped(rows, _alike).values():
-        lines = [
-            [
-                row.case.case,
-                row.provider,
-                *(f"{row.values[name]:.1e}" if name in row.values else "failed" for name in WHAT),
-                "yes" if row.values.get("jitter", True) else "no",
-            ]
-            for row in group
-        ]
-        first = group[0]
-        caption = (
-            f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
-            f"{first.case.settings} of the data. Jitter: whether the covariance "
-            f"needed some to be factorized (as upstream does it), which shows in the errors. {software(first)}."
-        )
-        title = f"{TITLE}: RBF, n = {first.case.n}, d = {D}, {first.case.dtype}"
-        made.append(Table(title, ["case", "way", *WHAT, "jitter"], lines, caption))
-    return made
+    return case_tables(
+        rows,
+        _title,
+        ["case", "way", *WHAT, "jitter"],
+        _lines,
+        f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
+        f"{rows[0].case.settings} of the data. Jitter: whether the covariance needed some to be factorized (as "
+        "upstream does it), which shows in the errors.",
+        key=_alike,
+    )
+
+
+def remarks(rows: list[Row]) -> list[str]:
+    """Return a paragraph for each data type, to be quoted: whose errors are larger, and how large they grow."""
+    return [_remark(group) for group in grouped(rows, _alike).values()]
+
+
+def _remark(rows: list[Row]) -> str:
+    cases = dict(sorted(by_case(rows).items(), key=lambda item: -_noise(item[0])))
+    noises = [f"{_noise(case):g}" for case in cases]
+    ends, averages = [], []
+    for name in WHAT:
+        errors = [[row.values.get(name) for row in (found[STOCK], found[TENSORS])] for found in cases.values()]
+        errors = [pair for pair in errors if all(pair)]  # neither failed, neither is exact
+        if errors:
+            first, last = (" / ".join(f"{error:.0e}" for error in errors[place]) for place in (0, -1))
+            ends.append(f"from {first} to {last} in the {name}")
+            averages.append(f"{np.exp(np.mean([np.log(ours / theirs) for theirs, ours in errors])):.2f} in the {name}")
+    sentences = [
+        f"How far from the truth ({rows[0].case.dtype}, RBF, n = {rows[0].case.n}, {rows[0].case.settings}, against "
+        f"{DIGITS} digits): as the noise falls from {noises[0]} to {noises[-1]}, relative errors grow, stock's / on "
+        f"tensors, {listed(ends)}. On average over the noises (geometric mean) errors on tensors are those of stock "
+        f"times {listed(averages)}."
+        if ends
+        else "There is no noise at which both ways gave an answer."
+    ]
+    for what, key in (("Jitter was added", "jitter"), ("The covariance was found not positive definite", "failed")):
+        at = {
+            way: [noise for noise, found in zip(noises, cases.values(), strict=True) if found[way].values.get(key)]
+            for way in (STOCK, TENSORS)
+        }
+        where = [f"at noise {listed(found)} by {way}" for way, found in at.items() if found]
+        if at[STOCK] == at[TENSORS] != []:
+            where = [f"at noise {listed(at[STOCK])} by both alike"]
+        sentences.append(f"{what} {listed(where) if where else 'by neither'}.")
+    return " ".join(sentences)
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
@@ -195,10 +238,6 @@ def pictures(rows: list[Row], folder: Path) -> list[Path]:
                 )
                 for way, lines in grouped(group, lambda row: row.provider).items()
             }
-        title = f"{TITLE}: RBF, n = {group[0].case.n}, d = {D}, {group[0].case.dtype}"
-        paths.append(
-            plot.curves(
-                panels, folder / file_name(group[0], f"n{group[0].case.n}"), title, "Noise variance", y_log=True
-            )
-        )
+        path = folder / file_name(group[0], f"n{group[0].case.n}")
+        paths.append(plot.curves(panels, path, _title(group[0]), "Noise variance", y_log=True, x_falls=True))
     return paths

@@ -7,7 +7,7 @@ from pathlib import Path
 from . import plot
 from .models import KERNEL_TITLES
 from .row import Row
-from .rows import by_provider, grouped, providers, setting
+from .rows import by_case, grouped, providers, setting
 from .show import Table, conditions, ratio, software, time_with_spread, times
 from .ways import STOCK
 
@@ -54,19 +54,20 @@ def ratio_tables(
         pairs = [(name, base) if inverse else (base, name) for name in named if name != base]
         pairs += [(name, floor) for name in timed if floor]
         lines = []
-        for case, together in grouped(sorted(group, key=lambda row: row.case.n), lambda row: row.case).items():
-            found = by_provider(together)
+        for case, found in by_case(sorted(group, key=lambda row: row.case.n)).items():
             ratios = [times(ratio(found.get(over), found.get(under))) for over, under in pairs]
             lines.append([f"{case.n:,}", *(time_with_spread(found.get(name)) for name in timed), *ratios])
         columns = ["n", *(f"{name} (ms)" for name in timed), *(f"{over} / {under}" for over, under in pairs)]
-        text = f"{caption} Medians and [20 %, 80 %] quantiles, in turn. {software(group[0])}."
-        made.append(Table(f"{title}: {describe(group[0])}", columns, lines, text))
+        text = f"{caption} Medians and [20 %, 80 %] quantiles, in turn."
+        made.append(Table(f"{title}: {describe(group[0])}", columns, lines, text, software(group[0])))
     return made
 
 
-def time_pictures(rows: list[Row], folder: Path, title: str, what: str, floor: str) -> list[Path]:
-    """Plot time and its ratio to stock's against n, one picture for each setting; of `floor` the time alone."""
+def time_pictures(
+    rows: list[Row], folder: Path, title: str, what: str, floor: str | None = None, base: str = STOCK
+) -> list[Path]:
+    """Plot time and its ratio to the base's against n, one picture for each setting; of `floor` the time alone."""
     return [
-        plot.time_and_ratio(group, STOCK, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what, floor)
+        plot.time_and_ratio(group, base, folder / file_name(group[0]), f"{title}: {describe(group[0])}", what, floor)
         for group in grouped(rows, setting).values()
     ]

@@ -31,3 +31,8 @@ def check_same(results: dict[str, torch.Tensor], dtype: str, what: str) -> dict[
         if not error <= TOLERANCES[dtype]:
             raise Disagreement(f"{what}: {provider} differs from {first} by {error:.1e} (relative, {dtype}).")
     return distances
+
+
+def noted(distances: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return distances from stock as the values of rows, by provider."""
+    return {provider: {"distance_from_stock": error} for provider, error in distances.items()}

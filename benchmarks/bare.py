@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -30,45 +31,45 @@ def by_autograd(covariance: torch.Tensor, residual: torch.Tensor) -> tuple[torch
     return half.square().sum(), 2 * factor.diagonal().log().sum()
 
 
-def loss(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    kernel: str,
-    mean: torch.Tensor,
-    outputscale: torch.Tensor,
-    lengthscale: torch.Tensor,
-    noise: torch.Tensor,
-    inv_quad_logdet: InvQuadLogdet,
-) -> torch.Tensor:
-    """Return the negative log marginal likelihood a point.
+class Problem(NamedTuple):
+    """A GP and its training data.
 
     :param x: Training inputs `(n, d)`.
     :param y: Training targets `(n,)`.
     :param kernel: "rbf" or "matern".
     :param mean: Constant mean; likewise `outputscale`, `lengthscale` `(1, d)`, `noise`.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    kernel: str
+    mean: torch.Tensor
+    outputscale: torch.Tensor
+    lengthscale: torch.Tensor
+    noise: torch.Tensor
+
+
+def loss(problem: Problem, inv_quad_logdet: InvQuadLogdet) -> torch.Tensor:
+    """Return the negative log marginal likelihood a point.
+
+    :param problem: The GP.
     :param inv_quad_logdet: Says how the two terms, and their gradients, come about.
     """
+    x, y, kernel, mean, outputscale, lengthscale, noise = problem
     covariance = outputscale * correlation(x, x, lengthscale, kernel)
     covariance = covariance + noise * torch.eye(len(y), dtype=x.dtype, device=x.device)
     inv_quad, logdet = inv_quad_logdet(covariance, (y - mean).unsqueeze(-1))
     return 0.5 * (inv_quad + logdet + len(y) * math.log(2 * math.pi)) / len(y)
 
 
-def loss_and_closed_form_gradient(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    kernel: str,
-    mean: torch.Tensor,
-    outputscale: torch.Tensor,
-    lengthscale: torch.Tensor,
-    noise: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_closed_form_gradient(problem: Problem) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return :func:`loss` and its gradient, both by formula.
 
     With K = s k + noise I, a = K^-1 (y - mean) and G = (K^-1 - a a^T) / 2n, the gradient with respect to K: noise has
     tr G, the outputscale s has sum(G * k), and lengthscale l_d has, with W = G * s dk/d(r^2) and z = x / l,
     -(4 / l_d) sum_i (z_id^2 sum_j W_ij - z_id (W z)_id).
     """
+    x, y, kernel, mean, outputscale, lengthscale, noise = problem
     n = len(y)
     with torch.no_grad():
         z = x / lengthscale

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import torch
 
-from . import plot
-from .against_n import file_name
-from .agreement import check_same, distance
+from .agreement import check_same, distance, noted
+from .compare import both_times, case_tables, dot_pictures
 from .measuring import rows_in_turn
 from .models import loss_and_gradient
 from .options import DTYPES, InputError, Options
 from .row import Case, Row
-from .rows import by_provider, grouped, setting
-from .show import Table, conditions, ratio, software, time_with_spread, times
+from .show import Table, conditions, ratio, times
 from .timing import Variant
 from .ways import STOCK, TENSORS, run_in
 
@@ -37,6 +35,7 @@ except ImportError as error:
     raise InputError("The question bo needs BoTorch: python -m pip install botorch.") from error
 
 TITLE = "BoTorch"
+MODEL = "SingleTaskGP, Hartmann-6"
 D = 6
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
 CANDIDATES = 16
@@ -165,7 +164,7 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
             results[way] = variants[way].run()
         if case.case not in BRANCHING:
             check_same(results, case.dtype, f"{case.case}, n = {case.n}")
-        values = {way: {"distance_from_stock": distance(result, results[STOCK])} for way, result in results.items()}
+        values = noted({way: distance(result, results[STOCK]) for way, result in results.items()})
         if case.case == LOOP:
             for way, result in results.items():
                 values[way]["best"] = float(result[-1])
@@ -175,40 +174,30 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
         )
 
 
+def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
+    gain = times(ratio(found[STOCK], found[TENSORS]))
+    apart = f"{found[TENSORS].values['distance_from_stock']:.0e}"
+    return [[case.case, f"{case.n:,}", *both_times(found), gain, apart]]
+
+
 def tables(rows: list[Row]) -> list[Table]:
     """Return one table for each data type."""
-    made = []
-    for group in grouped(rows, setting).values():
-        lines = []
-        for case, together in grouped(group, lambda row: row.case).items():
-            found = by_provider(together)
-            stock, tensors = found[STOCK], found[TENSORS]
-            line = [case.case, f"{case.n:,}", time_with_spread(stock), time_with_spread(tensors)]
-            lines.append([*line, times(ratio(stock, tensors)), f"{tensors.values['distance_from_stock']:.0e}"])
-        first = group[0]
-        made.append(
-            Table(
-                f"{TITLE}: SingleTaskGP, Hartmann-6, {first.case.dtype}, {first.case.settings}; {conditions(first)}",
-                ["task", "n", "stock (ms)", "tensors (ms)", "ratio", "distance of results"],
-                lines,
-                "Medians and [20 %, 80 %] quantiles, in turn. Distance: of the numbers found, relative. The loop "
-                f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run). "
-                f"{software(first)}.",
-            )
-        )
-    return made
+    return case_tables(
+        rows,
+        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}, {row.case.settings}; {conditions(row)}",
+        ["task", "n", "stock (ms)", "tensors (ms)", "ratio", "distance of results"],
+        _lines,
+        "Medians and [20 %, 80 %] quantiles, in turn. Distance: of the numbers found, relative. The loop starts with "
+        f"{FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
+    )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot times and ratios, one picture for each data type."""
-    return [
-        plot.dots(
-            group,
-            base=STOCK,
-            path=folder / file_name(group[0]),
-            title=f"{TITLE}: SingleTaskGP, Hartmann-6, {group[0].case.dtype}; {conditions(group[0])}",
-            what="Time",
-            label=lambda row: f"{row.case.case}, n = {row.case.n:,}",
-        )
-        for group in grouped(rows, setting).values()
-    ]
+    return dot_pictures(
+        rows,
+        folder,
+        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
+        "Time",
+        label=lambda row: f"{row.case.case}, n = {row.case.n:,}",
+    )

@@ -14,12 +14,13 @@ import torch
 
 from . import plot
 from .against_n import describe, file_name
+from .compare import case_tables
 from .measuring import fits, rows_in_turn
 from .models import dense_at_every_n
 from .options import DTYPES, Options
 from .row import Case, Row
-from .rows import by_provider, grouped, setting
-from .show import Table, milliseconds, software, times
+from .rows import by_case, grouped, setting
+from .show import Table, milliseconds, times
 from .timing import Variant
 from .train import FLOOR, STOCK_MATRICES, covariance_of, factorization, steps_that_agree
 from .train import cases as training_cases
@@ -79,28 +80,21 @@ def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
 
 def tables(rows: list[Row]) -> list[Table]:
     """Return one table for each kernel and data type."""
-    return [
-        Table(
-            f"{TITLE}: {describe(group[0])}",
-            ["n", "way", "step (ms)", *(f"over {limit}" for limit in LIMITS), "product (GFLOP/s)", "copy (GB/s)"],
-            [
-                line
-                for case, together in grouped(group, lambda row: row.case).items()
-                for line in _lines(case, by_provider(together))
-            ],
-            f"{FLOOR}: torch.linalg.cholesky_ex and torch.cholesky_inverse. n^3 operations: at the rate of a matrix "
-            f"product of that n. Bytes: of {MATRICES_MOVED} n x n matrices, at the rate of a copy. Medians, in turn. "
-            f"{software(group[0])}.",
-        )
-        for group in grouped(rows, setting).values()
-    ]
+    return case_tables(
+        rows,
+        lambda row: f"{TITLE}: {describe(row)}",
+        ["n", "way", "step (ms)", *(f"over {limit}" for limit in LIMITS), "product (GFLOP/s)", "copy (GB/s)"],
+        _lines,
+        f"{FLOOR}: torch.linalg.cholesky_ex and torch.cholesky_inverse. n^3 operations: at the rate of a matrix "
+        f"product of that n. Bytes: of {MATRICES_MOVED} n x n matrices, at the rate of a copy. Medians, in turn.",
+    )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot a step over the factorization alone against n, one picture for each kernel and data type."""
     paths = []
     for group in grouped(rows, setting).values():
-        found = {case: by_provider(together) for case, together in grouped(group, lambda row: row.case).items()}
+        found = by_case(group)
         series = {
             f"{way} / {floor}": (
                 [case.n for case in found],

@@ -90,5 +90,13 @@ def stamp(device: str) -> dict[str, Any]:
 def available_bytes(device: str) -> int:
     """Return how much memory is free on `device`."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch's allocator keeps for later is free to torch, though not to the driver.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available
+
+
+def release(device: str) -> None:
+    """Give back the memory that torch's allocator keeps on `device` for later, where it does so."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()

@@ -55,14 +55,19 @@ def rows_in_turn(
     ]
 
 
-def fits(case: Case, matrices: float) -> bool:
-    """Return whether `matrices` n x n matrices fit into the free memory; if not, say so."""
+def fits(case: Case, matrices: float, what: str = "") -> bool:
+    """Return whether `matrices` n x n matrices fit into the free memory; if not, say so.
+
+    :param case: Says how large they are.
+    :param matrices: How many there are.
+    :param what: What is left out (Default: the case).
+    """
     needed = matrices * case.batch * case.n**2 * DTYPES[case.dtype].itemsize
     free = available_bytes(case.device)
     if needed > free:
         say(
-            f"{case.question}, n = {case.n:,}, {case.dtype}: left out, as it needs {needed / 2**30:.1f} GiB "
-            f"and {free / 2**30:.1f} are free."
+            f"{case.question}, n = {case.n:,}, {case.dtype}: {what + ' is ' if what else ''}left out, as it needs "
+            f"{needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free."
         )
     return needed <= free
 

@@ -11,6 +11,9 @@ import torch
 import gpytorch
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 
+from .options import DTYPES
+from .row import Case
+
 KERNELS = {"rbf": lambda **kwargs: RBFKernel(**kwargs), "matern": lambda **kwargs: MaternKernel(nu=2.5, **kwargs)}
 KERNEL_TITLES = {"rbf": "RBF", "matern": "Matern 5/2"}
 
@@ -75,6 +78,21 @@ def sample_problem(
     y = torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
     y = (y - y.mean(-1, keepdim=True)) / y.std(-1, keepdim=True, correction=min(1, n - 1))
     return x.to(dtype=dtype, device=device), y.to(dtype=dtype, device=device)
+
+
+def problem_of(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the training inputs and targets of `case`."""
+    return sample_problem(case.n, case.d, DTYPES[case.dtype], case.device, case.batch)
+
+
+def test_points_of(case: Case) -> torch.Tensor:
+    """Return the test inputs of `case`."""
+    return sample_problem(case.m, case.d, DTYPES[case.dtype], case.device, case.batch, seed=1)[0]
+
+
+def model_of(case: Case) -> ExactGP:
+    """Return a model of the training data of `case`."""
+    return make_model(*problem_of(case), case.kernel)
 
 
 @contextmanager

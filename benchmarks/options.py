@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -47,6 +49,16 @@ class Options:
         """
         given = getattr(self, name)
         return given if given is not None else quick if self.quick and quick is not None else default
+
+    def grid(
+        self, sizes: tuple, dtypes: tuple[str, ...] = ("float64",), kernels: tuple[str, ...] = ("rbf",)
+    ) -> Iterator[tuple]:
+        """Yield kernel, data type and size of each case.
+
+        :param sizes: The sizes, chosen already.
+        :param dtypes: The question's choice; likewise `kernels`.
+        """
+        return product(self.choose("kernels", kernels), self.choose("dtypes", dtypes), sizes)
 
     @property
     def effort(self) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import tempfile
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .timing import synchronize
+
+STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int:
@@ -55,3 +60,34 @@ def python_peak_bytes(work: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def resident_peaks(prepare: Callable[..., Callable[[], object]], *arguments: object) -> tuple[int, int] | None:
+    """Return the largest resident set of a fresh process before and after some work, in bytes; None if not on Linux.
+
+    Before: with the libraries loaded and the work prepared. A process keeps what it once took, so this is one of its
+    own.
+
+    :param prepare: A function of a module's top level, which returns the work.
+    :param arguments: What it is called with.
+    """
+    if not STATUS.exists():
+        return None
+    # An interrupt is the parent's to answer; the child's traceback would only stand beside its message.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ignore) as pool:
+        return pool.submit(_resident_peaks, prepare, arguments, torch.get_num_threads()).result()
+
+
+def _resident_peaks(prepare: Callable, arguments: tuple, threads: int) -> tuple[int, int]:
+    torch.set_num_threads(threads)
+    work = prepare(*arguments)
+    before = _largest_resident()
+    work()
+    return before, _largest_resident()
+
+
+def _largest_resident() -> int:
+    # Not getrusage's, which a new process on Linux takes over from its parent.
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -25,10 +25,10 @@ from . import bare, plot, predict
 from .against_n import describe, file_name, ratio_tables
 from .agreement import check_same
 from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, sample_problem, training_step
-from .options import DTYPES, Options
+from .models import ExactGP, dense_at_every_n, problem_of, test_points_of, training_step
+from .options import Options
 from .row import Case, Row
-from .rows import grouped, setting
+from .rows import grouped, setting_and_mode
 from .show import Table, say
 from .timing import Variant
 from .train import STOCK_MATRICES, D
@@ -62,9 +62,7 @@ def cases(options: Options) -> list[Case]:
     sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000), quick=(20, 100, 500))
     return [
         Case("peers", "synthetic", n, D, dtype, options.device, kernel, m=TEST_POINTS, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf",))
-        for dtype in options.choose("dtypes", ("float64",))
-        for n in sizes
+        for kernel, dtype, n in options.grid(sizes)
     ]
 
 
@@ -101,8 +99,8 @@ def _plain_torch(case: Case, x: torch.Tensor, y: torch.Tensor, test_x: torch.Ten
 
     def gradient() -> tuple[torch.Tensor, torch.Tensor]:
         natural = logarithms.exp()
-        terms = {"outputscale": natural[0], "lengthscale": natural[1:-1], "noise": natural[-1]}
-        loss = bare.loss(x, y, case.kernel, zero, **terms, inv_quad_logdet=bare.by_autograd)
+        problem = bare.Problem(x, y, case.kernel, zero, natural[0], natural[1:-1], natural[-1])
+        loss = bare.loss(problem, bare.by_autograd)
         return loss.detach(), torch.autograd.grad(loss, logarithms)[0]
 
     covariance = OUTPUTSCALE * bare.correlation(x, x, scales[1:-1], case.kernel)
@@ -196,8 +194,7 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     """Check that all peers compute the same numbers, then time them in turn."""
     if not fits(case, STOCK_MATRICES):
         return []
-    x, y = sample_problem(case.n, case.d, DTYPES[case.dtype], case.device)
-    test_x, _ = sample_problem(case.m, case.d, DTYPES[case.dtype], case.device, seed=1)
+    (x, y), test_x = problem_of(case), test_points_of(case)
     rows = []
     with dense_at_every_n(), threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's advice on bounds of parameters that stay fixed
@@ -238,5 +235,5 @@ def pictures(rows: list[Row], folder: Path) -> list[Path]:
             title=f"{TITLE}, {group[0].mode}: {describe(group[0])}",
             what="Time",
         )
-        for group in grouped(rows, lambda row: (*setting(row), row.mode)).values()
+        for group in grouped(rows, setting_and_mode).values()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -16,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from .row import Row
 from .rows import grouped
-from .ways import WAYS
+from .ways import STOCK, WAYS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker says it once more.
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -52,17 +53,19 @@ def _ticks_at(axes: Axes, places: set[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour and marker by name; the ways to run GPyTorch look the same in every picture."""
     others = [name for name in dict.fromkeys(names) if name not in WAYS]
-    return {
-        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    looks = {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
         for number, name in enumerate([*WAYS, *others])
     }
+    looks[STOCK] |= {"markersize": 8, "markerfacecolor": "none"}  # a ring around whatever lies on top of it
+    return looks
 
 
-def _line(axes: Axes, look: dict[str, str], xs: list[float], values: list[float], label: str) -> None:
-    axes.plot(xs, values, label=label, linewidth=1.5, markersize=5, **look)
+def _line(axes: Axes, look: dict[str, Any], xs: list[float], values: list[float], label: str) -> None:
+    axes.plot(xs, values, label=label, linewidth=1.5, **look)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -113,7 +116,12 @@ def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str
 
 
 def curves(
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path, title: str, x_label: str, y_log: bool
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]],
+    path: Path,
+    title: str,
+    x_label: str,
+    y_log: bool,
+    x_falls: bool = False,
 ) -> Path:
     """Plot panels of curves over a logarithmic axis.
 
@@ -122,6 +130,7 @@ def curves(
     :param title: Title of the figure, with the conditions.
     :param x_label: What is on the abscissa, with its unit.
     :param y_log: Whether the ordinates are logarithmic, too; otherwise they start at 0.
+    :param x_falls: Whether the abscissa falls to the right.
     :return: `path`.
     """
     with plt.rc_context(STYLE):
@@ -135,6 +144,8 @@ def curves(
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
             _ticks_at(axes, {x for xs, _ in series.values() for x in xs})
+            if x_falls:
+                axes.invert_xaxis()
             if y_log:
                 axes.set_yscale("log")
             else:
@@ -203,7 +214,7 @@ def shares(
     :return: `path`.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+        figure, axes = plt.subplots(figsize=(6.5, 4.3), layout="constrained")
         width = 0.8 / len(series)
         for number, (name, values) in enumerate(series.items()):
             places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
@@ -214,6 +225,6 @@ def shares(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="x", visible=False)
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=2)
         figure.suptitle(title, fontsize=10)
         return _save(figure, path)

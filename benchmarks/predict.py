@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from . import plot
-from .against_n import describe, file_name
+from .against_n import describe
 from .agreement import check_same
+from .compare import both_times, case_tables, dot_pictures
 from .machine import available_bytes
 from .measuring import does_fit, rows_in_turn
-from .models import ExactGP, dense_at_every_n, make_model, sample_problem
+from .models import ExactGP, dense_at_every_n, model_of, test_points_of
 from .options import DTYPES, Options
 from .row import Case, Row
-from .rows import by_provider, grouped, setting
-from .show import Table, mebibytes, ratio, say, software, time_with_spread, times
+from .rows import setting_and_mode
+from .show import Table, mebibytes, ratio, say, times
 from .timing import Variant
 from .ways import STOCK, TENSORS, run_in
 
@@ -36,9 +36,7 @@ def cases(options: Options) -> list[Case]:
         problems = tuple((n, TEST_POINTS) for n in options.sizes)
     return [
         Case("predict", "synthetic", n, D, dtype, options.device, kernel, m=m, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf",))
-        for dtype in options.choose("dtypes", ("float64",))
-        for n, m in problems
+        for kernel, dtype, (n, m) in options.grid(problems)
     ]
 
 
@@ -71,22 +69,20 @@ def _forget(model: ExactGP) -> None:
     model.eval()
 
 
-def _ways_that_fit(case: Case) -> list[str]:
+def ways_that_fit(case: Case) -> list[str]:
     """Return stock only where there is room for the joint covariance of all points, which it builds."""
     needed = (case.n + case.m) ** 2 * DTYPES[case.dtype].itemsize
     if needed < available_bytes(case.device) / 2:
         return [STOCK, TENSORS]
-    say(f"predict, n = {case.n:,}, {case.m:,} test points: stock is left out, as it asks for {needed / 2**30:.0f} GiB.")
+    asked = f"{needed / 2**30:.0f} GiB"
+    say(f"{case.question}, n = {case.n:,}, {case.m:,} test points: {STOCK} is left out, as it asks for {asked}.")
     return [TENSORS]
 
 
 def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
     """Time the kinds of call, each in both ways in turn."""
-    test_x, _ = sample_problem(case.m, case.d, DTYPES[case.dtype], case.device, seed=1)
-    models = {}
-    for way in _ways_that_fit(case):
-        models[way] = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device), case.kernel)
-        models[way].eval()
+    test_x = test_points_of(case)
+    models = {way: model_of(case).eval() for way in ways_that_fit(case)}
     rows = []
     with dense_at_every_n():
         for done, (mode, call) in enumerate(CALLS.items()):
@@ -110,36 +106,34 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     return rows
 
 
+def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
+    stock, tensors = found.get(STOCK), found.get(TENSORS)
+    memory = [mebibytes(stock), mebibytes(tensors)]
+    return [[f"{case.n:,}", f"{case.m:,}", *both_times(found), times(ratio(stock, tensors)), *memory]]
+
+
+def _title(row: Row) -> str:
+    return f"{TITLE}, {row.mode}: {describe(row)}"
+
+
 def tables(rows: list[Row]) -> list[Table]:
     """Return one table for each kind of call."""
-    made = []
-    for group in grouped(rows, lambda row: (*setting(row), row.mode)).values():
-        lines = []
-        for case, together in grouped(group, lambda row: row.case).items():
-            found = by_provider(together)
-            stock, tensors = found.get(STOCK), found.get(TENSORS)
-            memory = [mebibytes(stock), mebibytes(tensors)]
-            line = [f"{case.n:,}", f"{case.m:,}", time_with_spread(stock), time_with_spread(tensors)]
-            lines.append([*line, times(ratio(stock, tensors)), *memory])
-        columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]
-        caption = (
-            "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call."
-        )
-        title = f"{TITLE}, {group[0].mode}: {describe(group[0])}"
-        made.append(Table(title, columns, lines, f"{caption} {software(group[0])}."))
-    return made
+    columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]
+    caption = (
+        "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call. Stock "
+        "is left out (-) where there is no room for the joint covariance of all points, which it builds."
+    )
+    return case_tables(rows, _title, columns, _lines, caption, key=setting_and_mode)
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot times and ratios, one picture for each setting and kind of call."""
-    return [
-        plot.dots(
-            group,
-            base=STOCK,
-            path=folder / file_name(group[0], group[0].mode),
-            title=f"{TITLE}, {group[0].mode}: {describe(group[0])}",
-            what=TITLE,
-            label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test points",
-        )
-        for group in grouped(rows, lambda row: (*setting(row), row.mode)).values()
-    ]
+    return dot_pictures(
+        rows,
+        folder,
+        _title,
+        TITLE,
+        label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test point{'s' if row.case.m > 1 else ''}",
+        key=setting_and_mode,
+        part=lambda row: (row.mode,),
+    )

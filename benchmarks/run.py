@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import ModuleType
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from threading import current_thread, main_thread
+from time import monotonic
+from types import FrameType, ModuleType
 
 import psutil
 from rich.progress import Progress, TaskID
 
 from . import record
-from .machine import stamp
+from .machine import release, stamp
 from .options import Options
 from .row import Case, Row
 from .show import print_table, progress, say
@@ -26,31 +32,62 @@ def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
     bars.update(task, completed=int(100 * fraction))
 
 
-def answer(question: ModuleType, options: Options) -> list[Row]:
+@cache
+def _warn_if_busy() -> None:
+    """Once: from then on the load is the run's own."""
+    load = psutil.getloadavg()[0]
+    if load > BUSY:
+        say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Note interrupts, too: one that comes while a library has called back into Python is otherwise lost."""
+    noted: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def answer(question: ModuleType, options: Options, until: float = math.inf) -> list[Row]:
     """Return the rows that answer `question`, measuring those that are not on record under the present conditions.
 
     :param question: The question's module.
     :param options: What the run was asked for.
+    :param until: When no further case is begun, on the clock of `time.monotonic`; what is left out is named.
     """
     name = question.__name__.rsplit(".", 1)[-1]
     path = options.output / f"{name}.json"
     cases = question.cases(options)
     recorded = record.read(path)
-    load = psutil.getloadavg()[0]
-    if load > BUSY:
-        say(f"Other processes keep this machine busy (load average {load:.1f}); the times will show it.")
+    _warn_if_busy()
     answered: list[Row] = []
-    with progress() as bars:
+    with progress() as bars, _interrupts() as interrupts:
         overall = bars.add_task(name, total=len(cases))
         for case in cases:
             now = Row(case, provider="", mode="", **stamp(case.device))
             known = [] if options.fresh else record.recall(recorded, case, now)
-            if not known:
+            if not known and monotonic() > until:
+                say(f"{_describe(case)}: left out, as the time is up.")
+            elif not known:
                 current = bars.add_task(_describe(case), total=100)
                 known = question.measure(case, options, partial(_advance, bars, current))
                 bars.remove_task(current)
                 recorded = record.supersede(recorded, known)
                 record.write(path, recorded)
+                release(case.device)
+            if interrupts:
+                raise KeyboardInterrupt
             answered += known
             bars.advance(overall)
     return answered

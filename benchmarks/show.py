@@ -24,12 +24,14 @@ class Table:
     :param columns: The heads of its columns.
     :param lines: Its lines.
     :param caption: How to read it.
+    :param source: With what it was measured.
     """
 
     title: str
     columns: list[str]
     lines: list[list[str]]
     caption: str = ""
+    source: str = ""
 
 
 def say(text: str) -> None:
@@ -37,23 +39,33 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
+def _below(caption: str, source: str) -> str:
+    return " ".join(part for part in (caption, f"{source}." if source else "") if part)
+
+
 def print_table(table: Table) -> None:
     """Print `table` in the terminal."""
-    rich_table = RichTable(
-        title=table.title, caption=table.caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
-    )
+    rich_table = RichTable(box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         rich_table.add_column(column, justify="left" if number == 0 else "right")
     for line in table.lines:
         rich_table.add_row(*(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in line))  # heads may wrap, cells not
+    # Not as the table's own title and caption, which would be as narrow as the table.
+    console.print(table.title, style="bold", markup=False, highlight=False)
     console.print(rich_table)
+    console.print(_below(table.caption, table.source), style="italic", markup=False, highlight=False)
+    console.print()
 
 
-def markdown_table(table: Table) -> str:
-    """Return `table` in Markdown."""
+def markdown_table(table: Table, with_source: bool = True) -> str:
+    """Return `table` in Markdown.
+
+    :param with_source: Whether to say below it with what it was measured.
+    """
     lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.lines]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join(part for part in (f"**{table.title}**", body, table.caption) if part)
+    below = _below(table.caption, table.source if with_source else "")
+    return "\n\n".join(part for part in (f"**{table.title}**", body, below) if part)
 
 
 def progress() -> Progress:
@@ -90,10 +102,21 @@ def times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def percent(share: float) -> str:
+    """Return a share as text, which is never -0%."""
+    return f"{round(100 * share)}%"
+
+
+def listed(words: list[str], last: str = "and") -> str:
+    """Return words as a list in a sentence."""
+    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
 def conditions(row: Row) -> str:
     """Return in a line on what `row` was measured."""
     device = f"{row.machine['gpu']}, " if "gpu" in row.machine else ""
-    return f"{device}{row.machine['cpu']}, {row.machine['threads']} threads"
+    threads = row.machine["threads"]
+    return f"{device}{row.machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def software(row: Row) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from .against_n import ratio_tables, time_pictures
-from .agreement import check_same
+from .agreement import check_same, noted
 from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n, loss_and_gradient, make_model, sample_problem, training_step
+from .models import dense_at_every_n, loss_and_gradient, model_of, training_step
 from .options import DTYPES, Options
 from .row import Case, Row
 from .show import Table
@@ -25,6 +25,8 @@ PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)
 FLOOR = "potrf + potri"
 D = 6
 STOCK_MATRICES = 12  # n x n matrices to have room for: stock holds 9 to 10 of them at its peak
+# So for each way; one of them is what the factorization alone is given.
+MATRICES = {STOCK: STOCK_MATRICES, NO_COPY: STOCK_MATRICES, LOG_PROB: 9, TENSORS: 5}
 
 
 def cases(options: Options, question: str = "train") -> list[Case]:
@@ -32,9 +34,7 @@ def cases(options: Options, question: str = "train") -> list[Case]:
     sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000, 4000), quick=(20, 100, 500, 1000))
     return [
         Case(question, "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel in options.choose("kernels", ("rbf", "matern"), quick=("rbf",))
-        for dtype in options.choose("dtypes", ("float64", "float32"))
-        for n in sizes
+        for kernel, dtype, n in options.grid(sizes, tuple(DTYPES), ("rbf",) if options.quick else ("rbf", "matern"))
     ]
 
 
@@ -47,29 +47,30 @@ def steps_that_agree(case: Case, ways: tuple[str, ...]) -> tuple[dict[str, Varia
     """Return a training step in each of the ways, after a check that loss and gradient agree, and their distances."""
     variants, results = {}, {}
     for way in ways:
-        model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device, case.batch), case.kernel)
+        model = model_of(case)
         step = run_in(way, training_step(model))
         results[way] = loss_and_gradient(model, step)
         variants[way] = Variant(step)
     if TENSORS in ways and not takes_tensors(variants[TENSORS].run):
         raise RuntimeError(f"The flag was on, and the training step of {case} did not take the tensor path.")
     distances = check_same(results, case.dtype, f"loss and gradient, {case.kernel}, n = {case.n}")
-    return variants, {way: {"distance_from_stock": distance} for way, distance in distances.items()}
+    return variants, noted(distances) if STOCK in ways else {}
 
 
 def covariance_of(case: Case) -> torch.Tensor:
     """Return the covariance that the training steps of `case` factorize."""
-    model = make_model(*sample_problem(case.n, case.d, DTYPES[case.dtype], case.device, case.batch), case.kernel)
+    model = model_of(case)
     with torch.no_grad():
         return model.likelihood(model(*model.train_inputs)).covariance_matrix
 
 
 def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
-    """Time a step in every way, and the factorization alone, in turn."""
-    if not fits(case, STOCK_MATRICES):
+    """Time a step in every way that there is memory for, and the factorization alone, in turn."""
+    ways = tuple(way for way in PROVIDERS if fits(case, MATRICES[way], way))
+    if not ways:
         return []
     with dense_at_every_n():
-        variants, values = steps_that_agree(case, PROVIDERS)
+        variants, values = steps_that_agree(case, ways)
         variants[FLOOR] = Variant(factorization(covariance_of(case)))
         return rows_in_turn(case, "step", variants, options, advance, values)
 

@@ -7,22 +7,22 @@ waits for: zero_grad, forward, backward and Adam's update.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from . import peak, plot
-from .against_n import file_name
+from . import peak
+from .compare import Lines, case_tables, dot_pictures
 from .data import DataSet, load
 from .machine import stamp
 from .models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
 from .options import DTYPES, Options
 from .row import Case, Row
-from .rows import by_provider, grouped, setting
-from .show import Table, conditions, mebibytes, ratio, software, time_with_spread, times
+from .rows import grouped, setting
+from .show import Table, conditions, mebibytes, ratio, time_with_spread, times
 from .timing import spread, timed
 from .ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
 
@@ -43,7 +43,7 @@ def _data_sets(options: Options) -> dict[tuple[str, int], DataSet]:
     cut = {}
     for data in load(options):
         for n in sorted({min(size, len(data.train_y)) for size in sizes}):
-            cut[data.name, n] = dataclasses.replace(data, train_x=data.train_x[:n], train_y=data.train_y[:n])
+            cut[data.name, n] = replace(data, train_x=data.train_x[:n], train_y=data.train_y[:n])
     return cut
 
 
@@ -170,27 +170,27 @@ def _title(row: Row) -> str:
     return f"{KERNEL_TITLES[row.case.kernel]}, {row.case.dtype}, {settings}; {conditions(row)}"
 
 
-def _lines(rows: list[Row], cells: Callable[[dict[str, Row], Row], list[str]]) -> list[list[str]]:
-    """Return a table's lines, one for each row, with the data's name on the first of its lines only."""
-    lines = []
-    for together in grouped(rows, lambda row: row.case).values():
-        named = by_provider(together)
-        for number, row in enumerate(together):
-            problem = [row.case.case, f"{row.case.n:,}"] if number == 0 else ["", ""]
-            lines.append([*problem, row.provider, *cells(named, row)])
+def _lines(cells: Callable[[dict[str, Row], Row], list[str]]) -> Lines:
+    """Return what makes the lines of a case, one for each row, with the data's name on the first of them only."""
+
+    def lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
+        heads = [[case.case, f"{case.n:,}"], *[["", ""]] * (len(found) - 1)]
+        return [[*head, row.provider, *cells(found, row)] for head, row in zip(heads, found.values(), strict=True)]
+
     return lines
 
 
 def _times(rows: list[Row]) -> Table:
-    return Table(
-        title=f"Training on real data: time. {_title(rows[0])}",
-        columns=["data", "n", "way", "step (ms)", "ratio", "MiB"],
-        lines=_lines(rows, lambda named, row: [time_with_spread(row), times(ratio(named[STOCK], row)), mebibytes(row)]),
-        caption=(
-            "Step of training (with Adam's): median and [20 %, 80 %] quantiles, the ways in turn; ratio: stock / way; "
-            f"MiB: peak memory of the step. {WAYS_CAPTION} {software(rows[0])}."
-        ),
+    (made,) = case_tables(
+        rows,
+        lambda row: f"Training on real data: time. {_title(row)}",
+        ["data", "n", "way", "step (ms)", "ratio", "MiB"],
+        _lines(lambda found, row: [time_with_spread(row), times(ratio(found[STOCK], row)), mebibytes(row)]),
+        "Step of training (with Adam's): median and [20 %, 80 %] quantiles, the ways in turn; ratio: stock / way; "
+        f"MiB: peak memory of the step. {WAYS_CAPTION}",
+        key=_alike,
     )
+    return made
 
 
 def _results(rows: list[Row]) -> Table:
@@ -200,16 +200,17 @@ def _results(rows: list[Row]) -> Table:
         figures = [f"{row.values[name]:.3f}" for name in ("loss", "rmse", "nll")]
         return [*figures, "-" if row.provider == STOCK else f"{agreement} ({difference:.0e})"]
 
-    return Table(
-        title=f"Training on real data: result. {_title(rows[0])}",
-        columns=["data", "n", "way", "loss", "RMSE", "NLL", "hyperparameters"],
-        lines=_lines(rows, cells),
-        caption=(
-            "Loss: negative log marginal likelihood a point, at the end; RMSE, NLL: of the test rows, in standardized "
-            f"units; hyperparameters: the same as stock's to {SAME[rows[0].case.dtype]:.0e} or not, and the largest "
-            "relative difference."
-        ),
+    (made,) = case_tables(
+        rows,
+        lambda row: f"Training on real data: result. {_title(row)}",
+        ["data", "n", "way", "loss", "RMSE", "NLL", "hyperparameters"],
+        _lines(cells),
+        "Loss: negative log marginal likelihood a point, at the end; RMSE, NLL: of the test rows, in standardized "
+        f"units; hyperparameters: the same as stock's to {SAME[rows[0].case.dtype]:.0e} or not, and the largest "
+        "relative difference.",
+        key=_alike,
     )
+    return replace(made, source="")  # the table of times, above, has it
 
 
 def tables(rows: list[Row]) -> list[Table]:
@@ -219,17 +220,14 @@ def tables(rows: list[Row]) -> list[Table]:
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot step time and ratio, one picture for each of the tables."""
-    return [
-        plot.dots(
-            group,
-            base=STOCK,
-            path=folder / file_name(group[0]),
-            title=f"Training on real data: {_title(group[0])}",
-            what="Time of a training step",
-            label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
-        )
-        for group in grouped(rows, _alike).values()
-    ]
+    return dot_pictures(
+        rows,
+        folder,
+        lambda row: f"Training on real data: {_title(row)}",
+        "Time of a training step",
+        label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
+        key=_alike,
+    )
 
 
 def remarks(rows: list[Row]) -> list[str]:

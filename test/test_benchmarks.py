@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,20 @@ pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: 
 pytest.importorskip("matplotlib", reason="the benchmarks need the extra [benchmarks]: matplotlib")
 pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]: psutil")
 
-from benchmarks import agreement, machine, peak, record, report, run, timing, uci
+from benchmarks import (
+    accuracy,
+    agreement,
+    attribution,
+    machine,
+    measuring,
+    peak,
+    record,
+    report,
+    run,
+    timing,
+    uci,
+    ways,
+)
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.data import load
 from benchmarks.options import InputError, Options
@@ -66,6 +81,10 @@ def make_rows(question: str = "uci", sizes=(20, 40), commit: str = "abc") -> lis
         for n in sizes
         for way, speed in (("stock", 2e-3), ("tensors", 1e-3))
     ]
+
+
+def fill(mebibytes: int):
+    return lambda: torch.ones(mebibytes * 2**17, dtype=torch.float64).sum()
 
 
 class TestWhatTheUserGives:
@@ -271,6 +290,27 @@ class TestRecord:
         assert measured == [1, "interrupted", 2, 3, 1, 2, 3]
         assert len(record.read(tmp_path / "toy.json")) == 3
 
+    def test_interrupt_that_a_library_swallows_stops_the_run_after_the_case(self, tmp_path):
+        def measure(case, options, advance):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            return [Row(case, provider="stock", mode="step", p50=1.0, **machine.stamp("cpu"))]
+
+        question = SimpleNamespace(
+            __name__="benchmarks.toy",
+            cases=lambda options: [Case("toy", "x", n, 1, "float64", "cpu") for n in (1, 2)],
+            measure=measure,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run.answer(question, Options(output=tmp_path))
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        assert [row.case.n for row in record.read(tmp_path / "toy.json")] == [1]
+
 
 class TestMeasuring:
     def test_variants_take_turns(self, monkeypatch):
@@ -298,6 +338,11 @@ class TestMeasuring:
         assert 16_000_000 <= max(trace) < 16_100_000
         assert trace[-1] < 1000
         assert peak.python_peak_bytes(lambda: np.ones(10**6)) >= 8_000_000
+
+    @pytest.mark.skipif(not peak.STATUS.exists(), reason="the system keeps no record of the largest resident set")
+    def test_resident_peak_is_of_the_work_alone(self):
+        before, after = peak.resident_peaks(fill, 30)
+        assert 25 * 2**20 < after - before < 60 * 2**20
 
     def test_disagreement_stops_the_clock(self):
         right = torch.tensor([1.0, 2.0])
@@ -349,7 +394,7 @@ def test_main_job_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     "question, words",
     [
-        ("train", "--kernel matern --dtype float32"),
+        ("train", "--kernel matern52 --dtype float32"),
         ("attribution", "--kernel rbf"),
         ("memory", "--memory 1,2"),
         ("predict", ""),
@@ -399,6 +444,31 @@ class TestReport:
         (verdict,) = report.verdicts(self.rows(gains))
         assert all(word in verdict for word in words), verdict
 
+    def test_n_for_which_stock_had_no_memory_is_named(self):
+        rows = [row for row in self.rows({20: 3.0, 100: 2.0}) if (row.case.n, row.provider) != (100, "stock")]
+        (verdict,) = report.verdicts(rows)
+        assert "faster at n = 20 (3.00" in verdict and "At n = 100 only tensors had memory enough." in verdict
+        assert report.speed(rows) == [
+            "- step: 3.00 times as fast with the flag on; only with it on was there memory for n = 100."
+        ]
+
+    def test_whether_to_switch_it_on(self):
+        text = report.in_short({"train": self.rows({20: 3.0, 100: 2.0}), "predict": self.rows({20: 1.5})})
+        assert text.startswith("**Switch it on.** Of 3 comparisons") and "favourable is 1.50 times" in text
+        assert "GPYTORCH_USE_TORCH_TENSORS=on" in text and "max_cholesky_size" in text
+        assert "only where it is faster" in report.in_short({"train": self.rows({20: 0.5, 100: 2.0})})
+        assert "nothing to advise" in report.in_short({})
+
+    def test_memory_saved(self):
+        rows = [
+            dataclasses.replace(row, values={"buffers": held})
+            for row, held in zip(make_rows("memory", (20,)), (8, 2), strict=True)
+        ]
+        (line,) = report.memory_saved(rows)
+        assert (
+            "2.0 n x n matrices with the flag on and of 8.0 with it off" in line and "2.0 times as many points" in line
+        )
+
     def test_page(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Options, "seconds", 0.0)
         monkeypatch.setattr(timing, "SETTLE", 0)
@@ -412,6 +482,73 @@ class TestReport:
         for line in page.splitlines():
             if line.startswith("!["):
                 assert (tmp_path / line[line.index("(") + 1 : -1]).exists()
+
+
+class TestParagraphs:
+    """What is to be quoted is made of the rows."""
+
+    @staticmethod
+    def rows(question: str, n: int, found: dict[str, float | dict]) -> list[Row]:
+        """Return rows of one case: times in milliseconds, or values."""
+        (row, _) = make_rows(question, (n,))
+        times = {name: value / 1e3 for name, value in found.items() if not isinstance(value, dict)}
+        return [
+            dataclasses.replace(row, provider=name, p50=times.get(name), values={} if name in times else value)
+            for name, value in found.items()
+        ]
+
+    def test_attribution(self):
+        names = ["stock", ways.NO_COPY, ways.LOG_PROB, "tensors"]
+        names += [attribution.BARE, attribution.BARE_CLOSED, attribution.BARE_KERNEL]
+        milliseconds = {100: (10, 9, 7, 4, 8, 7, 4), 20: (10, 10, 9, 5, 6, 6, 6), 50: (10, 10, 10, 11, 9, 9, 9)}
+        rows = []
+        for n, values in milliseconds.items():
+            rows += self.rows("attribution", n, dict(zip(names, values, strict=True)))
+        (table,) = attribution.tables(rows)
+        assert table.lines[0] == ["100", "10", "4", "6", "1 (17%)", "1 (17%)", "1 (17%)", "3 (50%)", "3 (50%)"]
+        (said,) = attribution.remarks(rows)
+        for words in (
+            "at n = 50 the flag gains nothing",
+            "at n = 20 and 100 a step on tensors is 2.00 and 2.50 times as fast",
+            "100% and 17% is overhead of Python and operators",
+            "The largest part is Python and operators at n = 20 and kernel at n = 100.",
+            "stock saves 0% to 10% of its step",
+            "pull request #2682, saves 20% to 50% of",
+        ):
+            assert words in said, said
+
+    def test_accuracy(self):
+        errors = {"stock": dict.fromkeys(accuracy.WHAT, 1e-10), "tensors": dict.fromkeys(accuracy.WHAT, 2e-10)}
+        rows = self.rows("accuracy", 20, errors)
+        rows = [dataclasses.replace(row, case=dataclasses.replace(row.case, case="noise 0.1")) for row in rows]
+        worse = dataclasses.replace(rows[0].case, case="noise 0.01")
+        rows += [
+            dataclasses.replace(rows[0], case=worse, values={"failed": "not positive definite"}),
+            dataclasses.replace(rows[1], case=worse, values=errors["tensors"] | {"jitter": True}),
+        ]
+        (said,) = accuracy.remarks(rows)
+        for words in (
+            "from 0.1 to 0.01",
+            "stock times 2.00 in the loss, 2.00 in the gradient",
+            "Jitter was added at noise 0.01 by tensors.",
+            "not positive definite at noise 0.01 by stock.",
+        ):
+            assert words in said, said
+        assert ["noise 0.01", "stock", "failed", "failed", "failed", "failed", "yes"] in accuracy.tables(rows)[0].lines
+
+
+def test_way_without_memory_is_left_out_by_name(tmp_path, monkeypatch, capsys):
+    """Room for 6 matrices: for tensors, and for nobody else."""
+    monkeypatch.setattr(measuring, "available_bytes", lambda device: 6 * 30**2 * 8)
+    monkeypatch.setattr(Options, "seconds", 0.0)
+    monkeypatch.setattr(timing, "SETTLE", 0)
+    words = ["train", "--n", "30", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)]
+    with gpytorch.settings.fast_computations(True, True, True):
+        assert main(words) == 0
+    out = capsys.readouterr().out
+    for way in ("stock", "stock without copy", "log_prob only"):
+        assert f"train, n = 30, float64: {way} is left out" in out
+    assert [row.provider for row in record.read(tmp_path / "train.json")] == ["tensors", "potrf + potri"]
 
 
 def test_help_lists_every_question(capsys):

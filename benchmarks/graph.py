@@ -1,0 +1,133 @@
+"""What does a training step gain from being compiled, or captured as a CUDA graph, at a fixed shape?
+
+Below n = 1000 a step on a GPU is mostly launches, and a graph is launched at once. A variant that does not work here is
+left out by name, with what it said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import gpytorch
+
+from .against_n import ratio_tables, time_pictures
+from .agreement import check_same, noted
+from .measuring import fits, rows_in_turn
+from .models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
+from .options import Options
+from .row import Case, Row
+from .show import Table, say
+from .timing import Variant
+from .train import STOCK_MATRICES, D
+from .ways import STOCK, TENSORS, WAYS, run_in
+
+TITLE = "A training step as a graph"
+COMPILED, GRAPHS, CAPTURED = "torch.compile", "torch.compile, CUDA graphs", "captured CUDA graph"
+WARM_UP = 3
+
+
+def cases(options: Options) -> list[Case]:
+    """Return one case for each data type and n."""
+    sizes = options.choose("sizes", (50, 200, 1000), quick=(50,))
+    return [
+        Case("graph", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
+        for kernel, dtype, n in options.grid(sizes)
+    ]
+
+
+def _compiled(model: ExactGP, **arguments: str) -> Callable[[], torch.Tensor]:
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    (train_x,), train_y = model.train_inputs, model.train_targets
+    forward = torch.compile(lambda: -mll(model(train_x), train_y), **arguments)
+
+    def step() -> torch.Tensor:
+        model.zero_grad()
+        loss = forward()
+        loss.backward()
+        return loss.detach().clone()  # the next replay writes into the same memory
+
+    return step
+
+
+def _captured(model: ExactGP) -> Callable[[], torch.Tensor]:
+    """Return the replay of a captured step. In a graph no value can be looked at: the factorization is not checked."""
+    eager = training_step(model)
+    with gpytorch.settings.trace_mode(True), torch.cuda.device(model.train_targets.device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                eager()
+        torch.cuda.current_stream().wait_stream(side)
+        model.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = eager()
+
+    def step() -> torch.Tensor:
+        graph.replay()
+        return loss
+
+    return step
+
+
+def _makers(device: str) -> dict[str, Callable[[ExactGP], Callable[[], torch.Tensor]]]:
+    """Return what makes each variant's step of a model; without CUDA, by a backend that needs no compiler."""
+    if torch.device(device).type != "cuda":
+        say(f"graph: {GRAPHS} and {CAPTURED} are left out, as {device} has none; {COMPILED} is its aot_eager backend.")
+        return {COMPILED: lambda model: _compiled(model, backend="aot_eager")}
+    return {
+        COMPILED: _compiled,
+        GRAPHS: lambda model: _compiled(model, mode="reduce-overhead"),
+        CAPTURED: _captured,
+    }
+
+
+def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+    """Time the variants that work in turn, after a check that they compute the same numbers."""
+    if not fits(case, STOCK_MATRICES):
+        return []
+    variants, results = {}, {}
+    with dense_at_every_n(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of graph breaks
+        for way in (STOCK, TENSORS):
+            model = model_of(case)
+            variants[way] = Variant(run_in(way, training_step(model)))
+            results[way] = loss_and_gradient(model, variants[way].run)
+        for name, make in _makers(case.device).items():
+            torch.compiler.reset()
+            model = model_of(case)
+            try:
+                with WAYS[TENSORS]():
+                    step = run_in(TENSORS, make(model))
+                for _ in range(WARM_UP):
+                    results[name] = loss_and_gradient(model, step)
+            except Exception as error:  # whatever it is, it is the answer to whether this works
+                results.pop(name, None)
+                say(f"graph, n = {case.n:,}: {name} does not work here: {type(error).__name__}: {_first_line(error)}")
+                continue
+            variants[name] = Variant(step)
+        values = noted(check_same(results, case.dtype, f"loss and gradient, n = {case.n}"))
+        return rows_in_turn(case, "step", variants, options, advance, values, with_memory=False)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Return one table for each data type."""
+    caption = (
+        f"All on tensors but stock. {CAPTURED}: under gpytorch.settings.trace_mode, so the factorization is not "
+        "checked. What is missing did not work."
+    )
+    return ratio_tables(rows, TITLE, caption, (STOCK, TENSORS))
+
+
+def pictures(rows: list[Row], folder: Path) -> list[Path]:
+    """Plot times and ratios against n, one picture for each data type."""
+    return time_pictures(rows, folder, TITLE, "Time of a training step")
