@@ -25,7 +25,7 @@ _CONSTRAINTS = {Interval, GreaterThan, LessThan, Positive}
 
 
 def is_constraint(module: torch.nn.Module) -> bool:
-    """Return whether a module is one of upstream's constraints, in which there is no kernel and no prior to look for."""
+    """Return whether a module is one of upstream's constraints, in which no kernel and no prior is to be looked for."""
     return type(module) in _CONSTRAINTS
 
 

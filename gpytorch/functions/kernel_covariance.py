@@ -23,7 +23,7 @@ from ._transforms import must_be_differentiable
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
 # CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
 # should fill the device.
-_ELEMENTS = {"cpu": (2**18, 2**15), "cuda": (2**26, 2**26)}
+_ELEMENTS = {"cpu": (2**18, 2**16), "cuda": (2**26, 2**26)}
 _LEAST_ROWS = 128
 
 # Up to this number of differences of coordinates it is less work to take them all than to set up a matrix product.
@@ -315,7 +315,7 @@ class Stationary:
         :param cols: The block's columns.
         :param weight: What the block is multiplied by (a scalar, or ... x 1 x 1).
         :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`, K without the weight.
-        :param symmetric: Whether the block is a whole symmetric matrix.
+        :param symmetric: Whether the block is a whole symmetric matrix, whose cotangent may be overwritten.
         """
         needed, (slot1, slot2), (lengthscale, shape) = cotangents.needed, self.slots, self.parameters
         if shape is not None and needed[shape.slot]:
@@ -326,7 +326,8 @@ class Stationary:
         lengthscale_needed = lengthscale is not None and needed[lengthscale.slot]
         if not (needed[slot1] or needed[slot2] or lengthscale_needed):
             return _total(grad * k) if inner else None
-        w = grad * slope
+        res = _total(grad * k) if inner and slope is not k else None
+        w = grad.mul_(slope) if symmetric else grad * slope
         if lengthscale_needed and self.profile.is_kinked and self.lengthscale.size(-1) == 1:
             # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
             total = (w * self._distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
@@ -351,9 +352,7 @@ class Stationary:
                 if needed[slot]:
                     grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
                     cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
-        if inner:
-            return _total(row_sums if slope is k else grad * k)
-        return None
+        return _total(row_sums) if inner and slope is k else res
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
@@ -438,7 +437,11 @@ class Sum(_Composite):
         self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
     ) -> Tensor | None:
         """See :meth:`Stationary.pull_back`."""
-        totals = [child.pull_back(cotangents, grad, rows, cols, weight, inner, symmetric) for child in self.children]
+        grads = [grad.clone() if symmetric else grad for _ in self.children[1:]] + [grad]
+        totals = [
+            child.pull_back(cotangents, own, rows, cols, weight, inner, symmetric)
+            for child, own in zip(self.children, grads, strict=True)
+        ]
         return sum(totals) if inner else None
 
     def diagonal(self) -> Tensor:

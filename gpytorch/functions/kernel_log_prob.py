@@ -35,6 +35,10 @@ from .kernel_covariance import (
 
 _LOG_2_PI = math.log(2 * math.pi)
 
+# A matrix of up to this many bytes is differentiated where it is factorized, with a second one for the kernel. A larger
+# one would not stay in a CPU's cache in between.
+_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
+
 
 class KernelLogProb(Function):
     r"""
@@ -65,8 +69,7 @@ class KernelLogProb(Function):
         :return: The log density (...), or those of the columns (... x S).
         """
         matrix = expression(values)
-        ctx.bounds = row_blocks(matrix.shape, matrix.device)
-        at_once = at_once and len(ctx.bounds) == 1
+        at_once = at_once and _is_small(matrix.shape, residual)
         factor = _factorize(matrix, noises, values, keep=at_once)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
@@ -104,6 +107,10 @@ class KernelLogProb(Function):
 # right of the diagonal, those right of it twice.
 
 
+def _is_small(shape: Sequence[int], like: Tensor) -> bool:
+    return math.prod(shape) * like.element_size() <= _AT_ONCE.get(like.device.type, _AT_ONCE["cpu"])
+
+
 def _gradient(
     ctx, matrix: Matrix, grad: Tensor | None, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
 ) -> list[Tensor | None]:
@@ -119,19 +126,25 @@ def _gradient(
     cotangents = Cotangents(values, needed)
     if grad is None:
         add_product_(grad_matrix, alpha, alpha.mT, beta=-0.5, alpha=0.5)
+        _pull_back_noise(ctx.noises, cotangents, grad_matrix)
         matrix.pull_back(cotangents, grad_matrix, symmetric=True)
     else:
         total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
-        for start, stop in ctx.bounds:
+        for start, stop in row_blocks(matrix.shape, matrix.device):
             rows, cols = slice(start, stop), slice(start, None)
             block = grad_matrix[..., rows, cols].mul_(-total)
             add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
             block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
             matrix.pull_back(cotangents, block, rows, cols)
-    for noise in ctx.noises:
-        if needed[noise.slot]:
-            noise.add(cotangents, grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(values[noise.slot].shape))
+        _pull_back_noise(ctx.noises, cotangents, grad_matrix)
     return [grad_residual, *cotangents.sums]
+
+
+def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:
+    for noise in noises:
+        if cotangents.needed[noise.slot]:
+            shape = cotangents.values[noise.slot].shape
+            noise.add(cotangents, grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(shape))
 
 
 def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
@@ -241,12 +254,9 @@ def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Ten
     # adds jitter or raises, as it does for everybody.
     if settings.verbose_linalg.on():
         settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
-    if keep:
-        factor, info = torch.linalg.cholesky_ex(_add_noise(matrix.evaluate(keep=True), noises, values))
-    else:
-        upper = _add_noise(evaluate_upper(matrix), noises, values)
-        info = torch.empty(upper.shape[:-2], dtype=torch.int32, device=upper.device)
-        factor, info = torch.linalg.cholesky_ex(upper.mT, out=(upper.mT, info))
+    covar = _add_noise(matrix.evaluate(keep=True) if keep else evaluate_upper(matrix), noises, values)
+    info = torch.empty(covar.shape[:-2], dtype=torch.int32, device=covar.device)
+    factor, info = torch.linalg.cholesky_ex(covar.mT, out=(covar.mT, info))
     if settings.trace_mode.on() or not (info.any() if info.dim() else info):
         return factor
     return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))

@@ -34,6 +34,7 @@ from gpytorch import dense, likelihoods, means, priors, settings
 from gpytorch import kernels as k
 from gpytorch.constraints import GreaterThan, Interval, LessThan
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.functions import kernel_covariance, kernel_log_prob
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood
 from gpytorch.mlls import AddedLossTerm, ExactMarginalLogLikelihood, MarginalLogLikelihood, SumMarginalLogLikelihood
@@ -238,16 +239,32 @@ def test_smallest_data_sets_match_upstream(kernel: str, n: int) -> None:
     compare_step(exact_gp(KERNELS[kernel](), inputs(n)))
 
 
-@pytest.mark.parametrize("n", [363, 500])
-@pytest.mark.parametrize("kernel", ["rbf ard", "matern 5/2 ard", "rational quadratic", "sum", "product"])
+@pytest.fixture
+def blocks_of_four_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every matrix were a large one."""
+    monkeypatch.setattr(kernel_log_prob, "_AT_ONCE", {"cpu": 0})
+    monkeypatch.setattr(kernel_covariance, "_ELEMENTS", {"cpu": (0, 0)})
+    monkeypatch.setattr(kernel_covariance, "_LEAST_ROWS", 4)
+
+
+@pytest.mark.usefixtures("blocks_of_four_rows")
+@pytest.mark.parametrize("n", [4, 13])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_matrices_worked_through_in_blocks_match_upstream(kernel: str, n: int) -> None:
     compare_step(exact_gp(KERNELS[kernel](), inputs(n)))
     x = inputs(n).requires_grad_()
     compare_step(exact_gp(KERNELS[kernel](), x, y=targets(x.detach())), leaves={"x": x}, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("blocks_of_four_rows")
 def test_batches_worked_through_in_blocks_match_upstream() -> None:
-    compare_step(exact_gp(rbf((3,)), inputs(250, batch=(3,))))
+    compare_step(exact_gp(rbf((3,)), inputs(13, batch=(3,))))
+
+
+@pytest.mark.parametrize("kernel", ["rbf ard", "matern 5/2 ard"])
+def test_large_matrices_match_upstream(kernel: str) -> None:
+    with settings.max_cholesky_size(1100):
+        compare_step(exact_gp(KERNELS[kernel](), inputs(1100)))
 
 
 @pytest.mark.parametrize(("n", "route"), [(800, "tensors"), (801, "upstream")])
