@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gpytorch import dense, likelihoods, means, priors, settings
 from gpytorch import kernels as k
-from gpytorch.constraints import GreaterThan, Interval, LessThan
+from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.functions import kernel_covariance, kernel_log_prob
 from gpytorch.kernels import Kernel
@@ -230,6 +230,51 @@ def test_frozen_parameters_match_upstream(frozen: str) -> None:
     mll = exact_gp(rbf(), inputs(N))
     for name, parameter in mll.named_parameters():
         parameter.requires_grad_(frozen not in name)
+    compare_step(mll)
+
+
+class HalfLengthscale(k.RBFKernel):
+    """A kernel whose lengthscale is not what its constraint makes of it."""
+
+    @property
+    def lengthscale(self) -> Tensor:
+        return super().lengthscale / 2
+
+
+class Steep(GreaterThan):
+    def transform(self, tensor: Tensor) -> Tensor:
+        return super().transform(3 * tensor)
+
+
+# How a lengthscale comes from what is optimized.
+LENGTHSCALES: dict[str, Callable[[], Kernel]] = {
+    "softplus": k.RBFKernel,
+    "above a bound": lambda: k.RBFKernel(lengthscale_constraint=GreaterThan(0.3)),
+    "above several bounds": lambda: k.RBFKernel(
+        ard_num_dims=2, lengthscale_constraint=GreaterThan(torch.tensor([0.1, 0.4]))
+    ),
+    "below a bound": lambda: k.RBFKernel(lengthscale_constraint=LessThan(5.0)),
+    "in an interval": lambda: k.RBFKernel(lengthscale_constraint=Interval(0.1, 5.0)),
+    "exponential": lambda: k.RBFKernel(lengthscale_constraint=Positive(torch.exp, torch.log)),
+    "sharper softplus": lambda: k.RBFKernel(
+        lengthscale_constraint=Positive(torch.nn.Softplus(beta=2.0), lambda y: torch.log(torch.expm1(2.0 * y)) / 2.0)
+    ),
+    "without transform": lambda: k.RBFKernel(
+        lengthscale_constraint=GreaterThan(0.1, transform=None, initial_value=1.0)
+    ),
+    "constraint of a user": lambda: k.RBFKernel(lengthscale_constraint=Steep(0.1)),
+    "property of a user": HalfLengthscale,
+}
+
+
+@pytest.mark.parametrize("raw", [None, -30.0, 19.0, 21.0, 50.0])
+@pytest.mark.parametrize("case", LENGTHSCALES)
+def test_lengthscale_is_what_its_constraint_makes_of_it(case: str, raw: float | None) -> None:
+    mll = exact_gp(k.ScaleKernel(LENGTHSCALES[case]()), inputs(N))
+    if raw is not None and "softplus" in case:
+        with torch.no_grad():
+            mll.model.covar_module.base_kernel.raw_lengthscale.fill_(raw)
+            mll.likelihood.noise_covar.raw_noise.fill_(abs(raw))
     compare_step(mll)
 
 
