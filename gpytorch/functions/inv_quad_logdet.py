@@ -13,15 +13,14 @@ from collections.abc import Callable
 from functools import reduce
 
 import torch
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
 
-from ._transforms import is_transformed, must_be_differentiable
-from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky
+from ._transforms import is_differentiated_by_transforms, must_be_differentiable
+from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky, safe_cholesky
 
 
-class TensorInvQuadLogdet(Function):
+class TensorInvQuadLogdet:
     r"""
     Computes :math:`\mathbf r^\top \mathbf K^{-1} \mathbf r` and :math:`\log \vert \mathbf K \vert` with a closed-form
     backward: ``inv_quad, logdet = TensorInvQuadLogdet.apply(matrix, inv_quad_rhs)``.
@@ -31,8 +30,8 @@ class TensorInvQuadLogdet(Function):
     of :func:`~linear_operator.utils.cholesky.psd_safe_cholesky`. Second derivatives are right.
     """
 
-    @classmethod
-    def apply(cls, matrix: Tensor, inv_quad_rhs: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def apply(matrix: Tensor, inv_quad_rhs: Tensor) -> tuple[Tensor, Tensor]:
         r"""
         :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
         :param inv_quad_rhs: :math:`\mathbf r` (... x N x 1); the quadratic forms of further columns are summed.
@@ -43,17 +42,17 @@ class TensorInvQuadLogdet(Function):
         """
         _check_operands(matrix, inv_quad_rhs)
         columns, restore = as_columns(matrix.shape[:-2], inv_quad_rhs)
-        inv_quad, logdet = cls._of_columns(matrix, columns)
+        if is_differentiated_by_transforms() or matrix.size(-1) == 1:
+            factor = differentiable_cholesky(matrix)
+            inv_quad, logdet = _inv_quad(factor, columns)[1], _logdet(factor)
+        else:
+            inv_quad, logdet, _ = _InvQuadLogdet.apply(matrix, columns)
         inv_quad = restore(inv_quad.unsqueeze(-2)).sum((-2, -1))
         return inv_quad, logdet.expand(inv_quad.shape)
 
-    @classmethod
-    def _of_columns(cls, matrix: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        if is_transformed() or matrix.size(-1) == 1:
-            factor = differentiable_cholesky(matrix)
-            return _inv_quad(factor, columns)[1], _logdet(factor)
-        inv_quad, logdet, _ = super().apply(matrix, columns)
-        return inv_quad, logdet
+
+class _InvQuadLogdet(Function):
+    # A class of its own: torch.compile goes from a Function's apply straight to its forward.
 
     # The factor L is a third output: under create_graph the backward can then be differentiated without K being kept,
     # since L leads back to K through this node.
@@ -65,7 +64,7 @@ class TensorInvQuadLogdet(Function):
 
     @staticmethod
     def forward(ctx, matrix: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor = psd_safe_cholesky(matrix)
+        factor = safe_cholesky(matrix)
         half, inv_quad = _inv_quad(factor, columns)
         # Saved rather than kept as attributes, so that the backward frees them and not the next step.
         ctx.save_for_backward(factor, half, columns)
