@@ -140,7 +140,7 @@ def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
 
 
 def note(taken: bool, reason: str) -> bool:
-    """Count a decision and log its reason.
+    """Count a decision and log its reason. Under `torch.compile` this happens once, when the graph is traced.
 
     :param taken: Whether the tensor path is taken.
     :param reason: Why, or why not.
@@ -150,6 +150,9 @@ def note(taken: bool, reason: str) -> bool:
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s: %s", "tensors" if taken else "upstream", reason)
     return taken
+
+
+note._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, without a second of imports
 
 
 def uses_cholesky(n: int) -> bool:
@@ -287,7 +290,7 @@ def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
     :param detached: Whether the factor has no gradient.
     """
     if isinstance(covar, ClosedForm):
-        if detached and covar.shape[-1] > 1:
+        if detached and covar.shape[-1] > 1 and not is_transformed():
             return covar.factorize()
         matrix = covar.to_dense()
     else:

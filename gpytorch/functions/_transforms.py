@@ -7,15 +7,22 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
+from ..settings import trace_mode
+
 
 def is_transformed() -> bool:
-    """Return whether the call runs under `torch.func`, forward-mode AD, or `torch.compile`.
+    """Return whether the call runs under `torch.func`, forward-mode AD, `torch.compile`, or `torch.jit.trace` in
+    :class:`gpytorch.settings.trace_mode`.
 
-    An autograd Function with a hand-written backward serves none of them; plain torch operations serve all.
+    An autograd Function with a hand-written backward that works in place serves none of them; plain torch operations
+    serve all.
     """
-    return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or is_differentiated_by_transforms() or trace_mode.on()
+
+
+def is_differentiated_by_transforms() -> bool:
+    """Return whether the call runs under `torch.func` or forward-mode AD, which no hand-written backward serves."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_vmapped() -> bool:
@@ -26,5 +33,5 @@ def is_vmapped() -> bool:
 
 
 def must_be_differentiable() -> bool:
-    """Return whether a backward that asks is itself being recorded or batched, and so may not work in place."""
-    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    """Return whether a backward that asks is itself being recorded, batched or compiled: it may not work in place."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

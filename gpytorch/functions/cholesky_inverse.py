@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from linear_operator import settings
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
@@ -86,4 +87,18 @@ def differentiable_cholesky(matrix: Tensor) -> Tensor:
     """
     if matrix.size(-1) == 1:
         return matrix.clamp_min(0.0).sqrt()  # as LinearOperator.cholesky takes it
-    return torch.linalg.cholesky(matrix) if is_vmapped() else psd_safe_cholesky(matrix)
+    return safe_cholesky(matrix)
+
+
+def safe_cholesky(matrix: Tensor) -> Tensor:
+    r"""
+    Computes the Cholesky factor as :func:`~linear_operator.utils.cholesky.psd_safe_cholesky` does. Under `torch.vmap`
+    and `torch.compile`, where no value may decide what is computed next, no jitter is added to a matrix that is not
+    positive definite: it is an error.
+
+    :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
+    :return: :math:`\mathbf L` (... x N x N).
+    """
+    if is_vmapped() or (torch.compiler.is_compiling() and settings.trace_mode.off()):
+        return torch.linalg.cholesky(matrix)
+    return psd_safe_cholesky(matrix)

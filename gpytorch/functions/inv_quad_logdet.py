@@ -13,48 +13,14 @@ from collections.abc import Callable
 from functools import reduce
 
 import torch
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
 
-from ._transforms import is_transformed, must_be_differentiable
-from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky
+from ._transforms import is_differentiated_by_transforms, must_be_differentiable
+from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky, safe_cholesky
 
 
-class TensorInvQuadLogdet(Function):
-    r"""
-    Computes :math:`\mathbf r^\top \mathbf K^{-1} \mathbf r` and :math:`\log \vert \mathbf K \vert` with a closed-form
-    backward: ``inv_quad, logdet = TensorInvQuadLogdet.apply(matrix, inv_quad_rhs)``.
-
-    Both results have the batch shape to which those of the arguments broadcast. A matrix that meets many right-hand
-    sides is factorized once. Jitter, its warnings and the errors for matrices that are not positive definite are those
-    of :func:`~linear_operator.utils.cholesky.psd_safe_cholesky`. Second derivatives are right.
-    """
-
-    @classmethod
-    def apply(cls, matrix: Tensor, inv_quad_rhs: Tensor) -> tuple[Tensor, Tensor]:
-        r"""
-        :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
-        :param inv_quad_rhs: :math:`\mathbf r` (... x N x 1); the quadratic forms of further columns are summed.
-        :return: The inverse quadratic form and the log determinant (each of the broadcast batch shape).
-        :raises RuntimeError: If the arguments' sizes, dtypes or devices do not match.
-        :raises ~linear_operator.utils.errors.NanError: If the matrix contains NaN.
-        :raises ~linear_operator.utils.errors.NotPSDError: If no jitter makes the matrix positive definite.
-        """
-        _check_operands(matrix, inv_quad_rhs)
-        columns, restore = as_columns(matrix.shape[:-2], inv_quad_rhs)
-        inv_quad, logdet = cls._of_columns(matrix, columns)
-        inv_quad = restore(inv_quad.unsqueeze(-2)).sum((-2, -1))
-        return inv_quad, logdet.expand(inv_quad.shape)
-
-    @classmethod
-    def _of_columns(cls, matrix: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        if is_transformed() or matrix.size(-1) == 1:
-            factor = differentiable_cholesky(matrix)
-            return _inv_quad(factor, columns)[1], _logdet(factor)
-        inv_quad, logdet, _ = super().apply(matrix, columns)
-        return inv_quad, logdet
-
+class _OfColumns(Function):
     # The factor L is a third output: under create_graph the backward can then be differentiated without K being kept,
     # since L leads back to K through this node.
     #
@@ -65,7 +31,7 @@ class TensorInvQuadLogdet(Function):
 
     @staticmethod
     def forward(ctx, matrix: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor = psd_safe_cholesky(matrix)
+        factor = safe_cholesky(matrix)
         half, inv_quad = _inv_quad(factor, columns)
         # Saved rather than kept as attributes, so that the backward frees them and not the next step.
         ctx.save_for_backward(factor, half, columns)
@@ -97,6 +63,44 @@ class TensorInvQuadLogdet(Function):
         if not differentiable:
             return reduce(Tensor.add_, terms) if terms else None, grad_columns
         return sum(terms) if terms else None, grad_columns
+
+
+class TensorInvQuadLogdet(_OfColumns):
+    r"""
+    Computes :math:`\mathbf r^\top \mathbf K^{-1} \mathbf r` and :math:`\log \vert \mathbf K \vert` with a closed-form
+    backward: ``inv_quad, logdet = TensorInvQuadLogdet.apply(matrix, inv_quad_rhs)``.
+
+    Both results have the batch shape to which those of the arguments broadcast. A matrix that meets many right-hand
+    sides is factorized once. Jitter, its warnings and the errors for matrices that are not positive definite are those
+    of :func:`~linear_operator.utils.cholesky.psd_safe_cholesky`. Second derivatives are right. In code of your own that
+    `torch.compile` traces, call :func:`inv_quad_logdet`: the compiler goes from a Function's apply straight to its
+    forward.
+    """
+
+    @staticmethod
+    def apply(matrix: Tensor, inv_quad_rhs: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`inv_quad_logdet`."""
+        return inv_quad_logdet(matrix, inv_quad_rhs)
+
+
+def inv_quad_logdet(matrix: Tensor, inv_quad_rhs: Tensor) -> tuple[Tensor, Tensor]:
+    r"""
+    :param matrix: Symmetric positive definite :math:`\mathbf K` (... x N x N).
+    :param inv_quad_rhs: :math:`\mathbf r` (... x N x 1); the quadratic forms of further columns are summed.
+    :return: The inverse quadratic form and the log determinant (each of the broadcast batch shape).
+    :raises RuntimeError: If the arguments' sizes, dtypes or devices do not match.
+    :raises ~linear_operator.utils.errors.NanError: If the matrix contains NaN.
+    :raises ~linear_operator.utils.errors.NotPSDError: If no jitter makes the matrix positive definite.
+    """
+    _check_operands(matrix, inv_quad_rhs)
+    columns, restore = as_columns(matrix.shape[:-2], inv_quad_rhs)
+    if is_differentiated_by_transforms() or matrix.size(-1) == 1:
+        factor = differentiable_cholesky(matrix)
+        inv_quad, logdet = _inv_quad(factor, columns)[1], _logdet(factor)
+    else:
+        inv_quad, logdet, _ = _OfColumns.apply(matrix, columns)
+    inv_quad = restore(inv_quad.unsqueeze(-2)).sum((-2, -1))
+    return inv_quad, logdet.expand(inv_quad.shape)
 
 
 def _inv_quad(factor: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from linear_operator import settings as linear_operator_settings
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
@@ -19,7 +20,7 @@ from torch.autograd import Function
 from .. import settings
 from ._transforms import is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_
-from .inv_quad_logdet import TensorInvQuadLogdet, as_columns
+from .inv_quad_logdet import as_columns, inv_quad_logdet
 from .kernel_covariance import (
     Cotangents,
     Expression,
@@ -200,7 +201,7 @@ def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
     :param residual: :math:`\mathbf r` (... x N).
     :return: The log density, of the shape to which the batch shapes broadcast.
     """
-    inv_quad, logdet = TensorInvQuadLogdet.apply(matrix, residual.unsqueeze(-1))
+    inv_quad, logdet = inv_quad_logdet(matrix, residual.unsqueeze(-1))
     return -0.5 * (inv_quad + logdet + residual.size(-1) * _LOG_2_PI)
 
 
@@ -257,7 +258,7 @@ def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Ten
     covar = _add_noise(matrix.evaluate(keep=True) if keep else evaluate_upper(matrix), noises, values)
     info = torch.empty(covar.shape[:-2], dtype=torch.int32, device=covar.device)
     factor, info = torch.linalg.cholesky_ex(covar.mT, out=(covar.mT, info))
-    if settings.trace_mode.on() or not (info.any() if info.dim() else info):
+    if linear_operator_settings.trace_mode.on() or not (info.any() if info.dim() else info):
         return factor
     return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))
 

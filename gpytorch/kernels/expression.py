@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 
 import torch
 from torch import Tensor
@@ -93,7 +94,8 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, call
     :param called: Whether upstream would go through the kernel's `__call__`.
     :return: The expression, or None; then `terms` may have grown.
     """
-    write = _WRITERS.get(getattr(kernel.forward, "__func__", None))
+    # A method's function, asked for in the way that torch.compile can trace
+    write = _WRITERS.get(kernel.forward.__func__) if isinstance(kernel.forward, MethodType) else None
     if write is None or type(kernel).covar_dist is not Kernel.covar_dist:
         return None
     if called and type(kernel).__call__ is not Kernel.__call__:

@@ -8,14 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _upstream
+from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..module import Module
 
 _upstream.extend(__name__)
 
-_upstream_test_prior = ExactGP._get_test_prior_mean_and_covariances  # noqa: F821 (from the installed module)
+_upstream_call = ExactGP.__call__  # noqa: F821 (from the installed module)
+_upstream_test_prior = ExactGP._get_test_prior_mean_and_covariances  # noqa: F821
+
+
+@_upstream.replaces(ExactGP)  # noqa: F821
+def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """
+    With :class:`gpytorch.settings.use_torch_tensors` on, `torch.compile` traces the call in one graph, which does not
+    look at whether the inputs are the training inputs.
+    """
+    if settings.use_torch_tensors.off() or not torch.compiler.is_compiling():
+        return _upstream_call(self, *args, **kwargs)
+    with settings.debug(False):
+        return _upstream_call(self, *args, **kwargs)
 
 
 @_upstream.replaces(ExactGP)  # noqa: F821

@@ -1,0 +1,37 @@
+"""The covariance that a kernel has not evaluated yet, made of operations that `torch.compile` can trace."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+
+from .. import _upstream, settings
+
+_upstream.extend(__name__)
+
+_upstream_size = LazyEvaluatedKernelTensor._size  # noqa: F821 (from the installed module)
+_upstream_init = LazyEvaluatedKernelTensor.__init__  # noqa: F821
+
+
+@_upstream.replaces(LazyEvaluatedKernelTensor)  # noqa: F821
+def __init__(self, x1, x2, kernel, last_dim_is_batch=False, **params):
+    if params or not _is_traced():
+        return _upstream_init(self, x1, x2, kernel, last_dim_is_batch, **params)
+    # What upstream sets; LinearOperator.__init__ sorts its arguments by a key that the compiler does not know.
+    self._args = x1, x2
+    self._differentiable_kwargs = OrderedDict()
+    self._nondifferentiable_kwargs = {"kernel": kernel, "last_dim_is_batch": last_dim_is_batch}
+    self.kernel, self.x1, self.x2 = kernel, x1, x2
+    self.last_dim_is_batch, self.params = last_dim_is_batch, params
+    self._is_grad_enabled = torch.is_grad_enabled()
+
+
+@_upstream.replaces(LazyEvaluatedKernelTensor)  # noqa: F821
+def _size(self):
+    # Not from a cache, whose key is a pickle, which the compiler does not know either
+    return _upstream_size.__wrapped__(self) if _is_traced() else _upstream_size(self)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() and settings.use_torch_tensors.on()
