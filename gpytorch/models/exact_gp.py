@@ -12,6 +12,7 @@ from .. import _upstream
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..module import Module
+from .exact_prediction_strategies import DefaultPredictionStrategy
 
 _upstream.extend(__name__)
 
@@ -34,20 +35,24 @@ def _get_test_prior_mean_and_covariances(
     strategy = self.prediction_strategy
     if not isinstance(strategy, DensePredictionStrategy) or not strategy.takes_tensors():
         return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
-    prior = _test_prior(self, strategy.train_prior_dist, train_inputs, test_inputs, kwargs)
+    prior = _test_prior(self, strategy, train_inputs, test_inputs, kwargs)
     return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
 
 
 def _test_prior(
     model: ExactGP,  # noqa: F821
-    train_prior_dist: MultivariateNormal,
+    strategy: DefaultPredictionStrategy,
     train_inputs: Iterable[Tensor],
     test_inputs: Iterable[Tensor],
     kwargs: dict,
 ) -> tuple | None:
     (train_input, *other_inputs), (test_input, *_) = train_inputs, test_inputs
+    train_prior_dist, own_input = strategy.train_prior_dist, strategy.train_inputs[0]
     train_covar = train_prior_dist.lazy_covariance_matrix
-    if other_inputs or not _is_of(train_covar, train_input):
+    # A model of many observations at the same inputs has these inputs as an expanded view.
+    if other_inputs or not (train_input is own_input or train_input._base is own_input):
+        return None
+    if not _is_of(train_covar, own_input):
         return None
     prior = Module.__call__(model, test_input, **kwargs)
     test_covar = prior.lazy_covariance_matrix
