@@ -133,10 +133,8 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         if not note(reason is None, reason or "the fantasies border a factor that is kept"):
             return upstreams()
         covars = fantasy_covariances(full_output.lazy_covariance_matrix, self.num_train, noise)
-        # Observations of their own, one or many, at inputs that are shared
-        loc, batch_shape = full_output.loc, full_targets.shape[:-1]
-        if loc.shape != full_targets.shape:
-            loc = loc.expand(*torch.broadcast_shapes(batch_shape, loc.shape[:-1]), loc.size(-1))
+        # Many observations at the same inputs share their covariance.
+        _, loc = torch.broadcast_tensors(full_targets, full_output.loc)
         prior = MultivariateNormal(loc, full_output.lazy_covariance_matrix)
         strategy = DensePredictionStrategy(full_inputs, prior, full_targets, likelihood)
         strategy._keep(border(self.factor(detached=False), *covars))
