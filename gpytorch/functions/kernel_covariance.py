@@ -193,19 +193,31 @@ class Stationary:
         self.lengthscale = None if lengthscale is None else values[lengthscale]
         self.shape_parameter = None if shape is None else values[shape]
         self.is_square = x1 == x2
-        self.z1, self.z2 = values[x1], values[x2]
-        if lengthscale is not None:
+        self.inputs, self.device = (values[x1], values[x2]), values[x1].device
+        self.z1: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor, float] | None = None
+
+    def _scale_inputs(self) -> None:
+        # When the first element is asked for: the diagonal can do without.
+        if self.z1 is not None:
+            return
+        self.z1, self.z2 = self.inputs
+        if self.lengthscale is not None:
             origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach().mean(-2, keepdim=True)
             self.z1 = (self.z1 - origin) / self.lengthscale
             self.z2 = self.z1 if self.is_square else (self.z2 - origin) / self.lengthscale
-        self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
-        self.device = self.z1.device
-        self.kept: tuple[Tensor, Tensor, float] | None = None
-        if self.is_square or not profile.of_distance:
+        if self.is_square or not self.profile.of_distance:
             self.sq1 = self.z1.square().sum(-1, keepdim=True)
             self.sq2 = self.sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The matrix's shape (... x N x M)."""
+        self._scale_inputs()
+        return (*self.z1.shape[:-1], self.z2.size(-2))
+
     def _distance(self, rows: Rows, cols: Rows) -> Tensor:
+        self._scale_inputs()
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         if self.profile.of_distance and not self.is_square:
             return torch.cdist(z1, z2).clamp_min_(_TINY)
@@ -296,10 +308,11 @@ class Stationary:
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
-        return self.z1.new_ones(1)
+        return self.inputs[0].new_ones(1)
 
     def plain(self) -> Tensor:
         """Return the whole matrix by differentiable operations."""
+        self._scale_inputs()
         if self.profile.of_distance and not self.is_square:
             return self.profile.plain(torch.cdist(self.z1, self.z2).clamp_min(_TINY), self.shape_parameter)
         r2 = (self.sq1 + self.sq2.mT - 2 * (self.z1 @ self.z2.mT)).clamp_min(0)
@@ -320,7 +333,12 @@ class Scaled:
 
     def __init__(self, values: Sequence[Tensor], child: Expression, scale: int, square: bool = False):
         self.child, self.slot, self.scale = child(values, square), scale, values[scale][..., None, None]
-        self.shape, self.device = self.child.shape, self.child.device
+        self.device = self.child.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`Stationary.shape`."""
+        return self.child.shape
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, keep: bool = False) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
@@ -361,7 +379,12 @@ class _Composite:
 
     def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
         self.children = [child(values, square) for child in children]
-        self.shape, self.device = self.children[0].shape, self.children[0].device
+        self.device = self.children[0].device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`Stationary.shape`."""
+        return self.children[0].shape
 
 
 class Sum(_Composite):
