@@ -11,7 +11,7 @@ from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..dense import ClosedForm, closed_form, factorize, is_dense, note, unevaluated
+from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..likelihoods.noise import marginal_noise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook
@@ -163,11 +163,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
     def exact_prediction(
         self,
         test_mean: Tensor,
-        test_test_covar: Tensor | LinearOperator,
-        test_train_covar: Tensor | LinearOperator,
+        test_test_covar: Tensor | LinearOperator | ClosedFormPrior,
+        test_train_covar: Tensor | LinearOperator | ClosedForm,
     ) -> tuple[Tensor, LinearOperator]:
         """See upstream's. The covariances may be given before they are evaluated."""
-        if not self.takes_tensors():
+        # A closed form is what the model gives where it has found that tensors are to be taken.
+        if not isinstance(test_train_covar, ClosedForm) and not self.takes_tensors():
             evaluated = (covar.evaluate_kernel() for covar in (test_test_covar, test_train_covar))
             return super().exact_prediction(test_mean, *evaluated)
         prior, cross = unevaluated(test_test_covar, test_train_covar)
@@ -178,7 +179,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         explained = [(rows_of(rows) @ alpha).squeeze(-1) for rows in blocks]
         mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
         if settings.skip_posterior_variances.on():
-            return mean, ZeroLinearOperator(*test_test_covar.size())
+            return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
         return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
