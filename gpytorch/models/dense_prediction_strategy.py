@@ -91,12 +91,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             detached = settings.detach_test_caches.on()
         return self._factor(detached or not torch.is_grad_enabled(), self._noise_versions())
 
-    def _noise_versions(self) -> tuple[int, ...]:
+    def _noise_versions(self) -> tuple:
         # What the noise was when the factor was made: upstream adds it anew at every call.
-        return tuple(parameter._version for parameter in self.likelihood.parameters())
+        return tuple(_version(parameter) for parameter in self.likelihood.parameters())
 
     @cached(name="factor")
-    def _factor(self, detached: bool, versions: tuple[int, ...]) -> CholeskyFactor:
+    def _factor(self, detached: bool, versions: tuple) -> CholeskyFactor:
         return CholeskyFactor(self._until_backward(factorize(self.train_covar(), detached)))
 
     @cached(name="mean_cache")
@@ -183,6 +183,11 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
         return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
+
+
+def _version(parameter: Tensor) -> int | str:
+    # Tensors of `torch.inference_mode` count no versions: their values stand for them.
+    return str(parameter.tolist()) if parameter.is_inference() else parameter._version
 
 
 def _rows(matrix: Tensor, rows: slice | None) -> Tensor:

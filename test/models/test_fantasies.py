@@ -272,6 +272,22 @@ def test_flag_takes_effect_on_fantasies_that_exist() -> None:
             assert_near(*found, atol=1e-11)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("batch", [(), (4,)])
+@pytest.mark.parametrize("num_fantasies", [0, 1])
+def test_no_fantasies_and_inference_mode_match_upstream(num_fantasies: int, batch: tuple, mode: type) -> None:
+    model = model_of(CASES["one"])
+
+    def read() -> list[Tensor]:
+        with mode():
+            model(inputs(1, D)).variance  # noqa: B018 (fills upstream's caches)
+            x = inputs(num_fantasies, D, seed=10)
+            prediction = model.get_fantasy_model(x, torch.ones(*batch, num_fantasies).double())(inputs(3, D, seed=5))
+            return [prediction.mean, prediction.variance]
+
+    both(read, model, tensors=2)
+
+
 class OwnNoise(likelihoods.GaussianLikelihood):
     """A likelihood of the user's own making."""
 
