@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -133,20 +134,44 @@ def _optimize(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], obje
     return optimize, lambda: torch.manual_seed(0)
 
 
-def _loop(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    rounds = QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
+def _rounds(case: Case) -> int:
+    return QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
 
+
+def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[LogExpectedImprovement, torch.Tensor]:
+    model = SingleTaskGP(x, y)
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    log_ei = LogExpectedImprovement(model, best_f=y.max())
+    return log_ei, optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
+
+
+def _loop(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
     def loop() -> torch.Tensor:
         x, y = _observations(case)
-        for _ in range(rounds):
-            model = SingleTaskGP(x, y)
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-            log_ei = LogExpectedImprovement(model, best_f=y.max())
-            candidate, _ = optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)
+        for _ in range(_rounds(case)):
+            _, candidate = _round(x, y)
             x, y = torch.cat([x, candidate]), torch.cat([y, _hartmann(candidate)])
         return torch.cat([x.reshape(-1), y.max().reshape(1)]).double().cpu()
 
     return loop, lambda: torch.manual_seed(0)
+
+
+def _candidates_apart(case: Case) -> float:
+    """Return how far stock's LogEI holds the two ways' candidates apart, each round starting from the same data.
+
+    From one round to the next optimizers amplify rounding: of loops of their own nothing could be said.
+    """
+    x, y = _observations(case)
+    apart = 0.0
+    for _ in range(_rounds(case)):
+        candidates = {}
+        for way in (TENSORS, STOCK):
+            torch.manual_seed(0)
+            log_ei, candidates[way] = run_in(way, partial(_round, x, y))()
+        worth = log_ei(torch.stack([candidates[STOCK], candidates[TENSORS]])).detach()
+        apart = max(apart, float((worth[1] - worth[0]).abs()))
+        x, y = torch.cat([x, candidates[STOCK]]), torch.cat([y, _hartmann(candidates[STOCK])])
+    return apart
 
 
 TASKS = {STEP: _step, ACQUISITION: _acquisition, FIT: _fit, OPTIMIZE: _optimize, LOOP: _loop}
@@ -168,6 +193,7 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
         if case.case == LOOP:
             for way, result in results.items():
                 values[way]["best"] = float(result[-1])
+            values[TENSORS]["distance_from_stock"] = _candidates_apart(case)
         brief = case.case in BRANCHING
         return rows_in_turn(
             case, case.case, variants, options, advance, values, with_memory=not brief, least=3 if brief else 5

@@ -176,13 +176,24 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or covar.params
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
-        or beta_features.checkpoint_kernel.value()
-        or torch.is_autocast_enabled(covar.x1.device.type)
         or any(key[0] == "kernel_eval" for key in getattr(covar, "_memoize_cache", ()))
     ):
         return None
+    return closed_form_of(covar.kernel, covar.x1, covar.x2, noise)
+
+
+def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None = None) -> ClosedForm | None:
+    """Return the closed form of a kernel's covariance matrix, if it has one.
+
+    :param kernel: The kernel.
+    :param x1: The inputs of the rows, with the kernel's active dimensions selected (... x N x D).
+    :param x2: The inputs of the columns (... x M x D).
+    :param noise: What is added to the diagonal (... x N or ... x 1).
+    """
+    if beta_features.checkpoint_kernel.value() or torch.is_autocast_enabled(x1.device.type):
+        return None
     terms = Terms()
-    expression = kernel_expression(covar.kernel, covar.x1, covar.x2, terms)
+    expression = kernel_expression(kernel, x1, x2, terms)
     if expression is None:
         return None
     form = ClosedForm(expression, terms)
@@ -313,13 +324,15 @@ class _Evaluated:
 
 
 def unevaluated(
-    prior: LinearOperator | Tensor, cross: LinearOperator | Tensor
+    prior: LinearOperator | Tensor | ClosedFormPrior, cross: LinearOperator | Tensor | ClosedForm
 ) -> tuple[ClosedFormPrior | _Evaluated, ClosedForm | _Evaluated]:
     """Return what gives the covariance matrices of a prediction, or parts of them, when asked.
 
     :param prior: K(test, test) (... x M x M).
     :param cross: K(test, train) (... x M x N).
     """
+    if isinstance(cross, ClosedForm):
+        return prior, cross
     prior, cross = to_linear_operator(prior), to_linear_operator(cross)
     form = closed_form(cross)
     if form is None or type(prior) is not type(cross) or prior.kernel is not cross.kernel or prior.x1 is not cross.x1:

@@ -85,20 +85,25 @@ def evaluate(function: Callable[[], Tensor], leaves: dict[str, Tensor], flag: bo
 
 
 def compare(
-    function: Callable[[], Tensor], leaves: dict[str, Tensor], route: str = "tensors", times: int = 1, **tolerance
+    function: Callable[[], Tensor],
+    leaves: dict[str, Tensor],
+    route: str = "tensors",
+    times: int = 1,
+    to_the_bit: bool | None = None,
+    **tolerance,
 ) -> Result:
     """Assert that the flag changes neither value nor gradients, and that it takes `route` so many times.
 
-    On upstream's route the two are the same to the bit.
+    On upstream's route the two are the same to the bit, unless said otherwise.
     """
     with routes():
         expected = evaluate(function, leaves, flag=False)
     with routes(**{route: times}):
         actual = evaluate(function, leaves, flag=True)
-    if route == "tensors":
-        actual.assert_near(expected, **tolerance)
-    else:
+    if route == "upstream" if to_the_bit is None else to_the_bit:
         actual.assert_equal(expected)
+    else:
+        actual.assert_near(expected, **tolerance)
     return actual
 
 

@@ -16,6 +16,7 @@ from gpytorch.comparison import Comparison, compare
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood, LeaveOneOutPseudoLikelihood, SumMarginalLogLikelihood
+from gpytorch.models.cholesky_factor import CholeskyFactor
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
 from gpytorch.settings import use_torch_tensors
 
@@ -75,7 +76,9 @@ def test_wrong_loss_is_reported_by_its_size(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_wrong_posterior_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DensePredictionStrategy.factor
-    monkeypatch.setattr(DensePredictionStrategy, "factor", lambda self: right(self) * (1 + 1e-3))
+    monkeypatch.setattr(
+        DensePredictionStrategy, "factor", lambda self, *args: CholeskyFactor(right(self, *args).tensor * (1 + 1e-3))
+    )
     assert differing(compare_all(a_gp())) == set(POSTERIOR)
 
 

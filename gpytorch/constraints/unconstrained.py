@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from .constraints import GreaterThan, Interval, LessThan, Positive
 
@@ -19,6 +20,11 @@ class Softplus(NamedTuple):
 
     raw: Tensor
     lower_bound: Tensor | None
+
+    def value(self) -> Tensor:
+        """Return the parameter."""
+        value = softplus(self.raw)
+        return value if self.lower_bound is None else value + self.lower_bound
 
 
 _CONSTRAINTS = {Interval, GreaterThan, LessThan, Positive}

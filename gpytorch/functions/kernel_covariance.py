@@ -231,18 +231,24 @@ class Stationary:
         lengthscale: Parameter | None = None,
         shape: Parameter | None = None,
     ):
-        self.profile, self.slots, self.parameters = profile, (x1, x2), (lengthscale, shape)
-        self.lengthscale = None if lengthscale is None else lengthscale.of(values)
-        self.shape_parameter = None if shape is None else shape.of(values)
-        self.is_square = x1 == x2
-        self.z1, self.z2 = values[x1], values[x2]
-        if lengthscale is not None:
+        self.values, self.profile = values, profile
+        self.slots, self.parameters = (x1, x2), (lengthscale, shape)
+        self.is_square, self.device = x1 == x2, values[x1].device
+        self.z1: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor, float] | None = None
+
+    def _bind(self) -> None:
+        # When the first element is asked for: the diagonal can do without.
+        if self.z1 is not None:
+            return
+        self.lengthscale, self.shape_parameter = (
+            None if each is None else each.of(self.values) for each in self.parameters
+        )
+        self.z1, self.z2 = (self.values[slot] for slot in self.slots)
+        if self.lengthscale is not None:
             origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach().mean(-2, keepdim=True)
             self.z1 = (self.z1 - origin) / self.lengthscale
             self.z2 = self.z1 if self.is_square else (self.z2 - origin) / self.lengthscale
-        self.shape = (*self.z1.shape[:-1], self.z2.size(-2))
-        self.device = self.z1.device
-        self.kept: tuple[Tensor, Tensor, float] | None = None
         self.squares: tuple[Tensor, Tensor] | None = None
 
     def _squares(self) -> tuple[Tensor, Tensor]:
@@ -251,7 +257,14 @@ class Stationary:
             self.squares = sq1, sq1 if self.is_square else self.z2.square().sum(-1, keepdim=True)
         return self.squares
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The matrix's shape (... x N x M)."""
+        self._bind()
+        return (*self.z1.shape[:-1], self.z2.size(-2))
+
     def _distance(self, rows: Rows, cols: Rows) -> Tensor:
+        self._bind()
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         of_distance = self.profile.of_distance
         is_small = z1.numel() * z2.size(-2) <= _FEW_DIFFERENCES
@@ -356,10 +369,11 @@ class Stationary:
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
-        return self.z1.new_ones(1)
+        return self.values[self.slots[0]].new_ones(1)
 
     def plain(self) -> Tensor:
         """Return the whole matrix by differentiable operations."""
+        self._bind()
         if self.profile.of_distance and not self.is_square:
             return self.profile.plain(torch.cdist(self.z1, self.z2).clamp_min(_TINY), self.shape_parameter)
         sq1, sq2 = self._squares()
@@ -382,7 +396,12 @@ class Scaled:
     def __init__(self, values: Sequence[Tensor], child: Expression, scale: Parameter, square: bool = False):
         self.child, self.parameter, self.scale = child(values, square), scale, scale.of(values)
         self.weight = self.scale if self.scale.dim() == 0 else self.scale[..., None, None]
-        self.shape, self.device = self.child.shape, self.child.device
+        self.device = self.child.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`Stationary.shape`."""
+        return self.child.shape
 
     def evaluate(
         self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
@@ -421,7 +440,12 @@ class _Composite:
 
     def __init__(self, values: Sequence[Tensor], children: Sequence[Expression], square: bool = False):
         self.children = [child(values, square) for child in children]
-        self.shape, self.device = self.children[0].shape, self.children[0].device
+        self.device = self.children[0].device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`Stationary.shape`."""
+        return self.children[0].shape
 
 
 class Sum(_Composite):

@@ -223,9 +223,17 @@ def with_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tens
     :param values: The tensors that the noises are made of.
     """
     for parameter in noises:
-        noise = parameter.of(values)
-        covar = covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
+        covar = add_diagonal(covar, parameter.of(values))
     return covar
+
+
+def add_diagonal(covar: Tensor, noise: Tensor) -> Tensor:
+    """Add noise to the diagonal of a covariance matrix by differentiable operations.
+
+    :param covar: The covariance matrix (... x N x N).
+    :param noise: The noise (... x N or ... x 1).
+    """
+    return covar + torch.diag_embed(noise.expand(*noise.shape[:-1], covar.size(-1)))
 
 
 def _plain_log_prob(

@@ -11,12 +11,13 @@ from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..dense import ClosedForm, closed_form, factorize, is_dense, note, unevaluated
+from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
-from ..functions.inv_quad_logdet import as_columns
 from ..likelihoods.noise import marginal_noise
-from ..utils.memoize import cached, clear_cache_hook
+from ..utils.memoize import add_to_cache, cached, clear_cache_hook
+from .cholesky_factor import BorderedFactor, CholeskyFactor, border
 from .exact_prediction_strategies import DefaultPredictionStrategy
+from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
 from .posterior_covariance import posterior_covariance, row_blocks_of_tests
 
 
@@ -30,9 +31,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         \boldsymbol \mu_* + \mathbf K_{*X} \boldsymbol \alpha, \quad
         \mathbf K_{**} - \mathbf K_{*X} (\mathbf L \mathbf L^\top)^{-1} \mathbf K_{X*}.
 
-    Mean and covariance share the factor, and so do later calls. With
+    Mean and covariance share the factor, and so do later calls. Fantasies border it, and share it too. With
     :class:`gpytorch.settings.use_torch_tensors` off it does what upstream's strategy does.
     """
+
+    # Of fantasies: whether the factor that `fast_pred_var` keeps has no gradient, as set when they were made.
+    _is_kept_detached: bool | None = None
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         root: Any = None,
         inv_root: Any = None,
     ):
-        # Fantasies come with the roots of their covariance, which upstream's strategy uses.
+        # Fantasies that are left to upstream come with the roots of their covariance, which upstream's strategy uses.
         self._has_roots = root is not None or inv_root is not None
         if self._has_roots or train_labels.shape[-1:] != train_prior_dist.event_shape:
             super().__init__(train_inputs, train_prior_dist, train_labels, likelihood, root, inv_root)
@@ -78,26 +82,72 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             and solves_by_cholesky(self.num_train)
         )
 
-    def factor(self) -> Tensor:
-        """Return the Cholesky factor of the training covariance (... x N x N)."""
+    def factor(self, detached: bool | None = None) -> CholeskyFactor:
+        """Return the Cholesky factor of the training covariance.
+
+        :param detached: Whether it has no gradient (Default: what `detach_test_caches` says).
+        """
+        if detached is None:
+            detached = settings.detach_test_caches.on()
+        return self._factor(detached or not torch.is_grad_enabled(), self._noise_versions())
+
+    def _noise_versions(self) -> tuple:
         # What the noise was when the factor was made: upstream adds it anew at every call.
-        versions = tuple(parameter._version for parameter in self.likelihood.parameters())
-        return self._factor(settings.detach_test_caches.on() or not torch.is_grad_enabled(), versions)
+        return tuple(_version(parameter) for parameter in self.likelihood.parameters())
 
     @cached(name="factor")
-    def _factor(self, detached: bool, versions: tuple[int, ...]) -> Tensor:
-        return self._until_backward(factorize(self.train_covar(), detached))
+    def _factor(self, detached: bool, versions: tuple) -> CholeskyFactor:
+        return CholeskyFactor(self._until_backward(factorize(self.train_covar(), detached)))
 
     @cached(name="mean_cache")
     def _mean_cache(self, nan_policy: str) -> Tensor:
         if not self.takes_tensors():
             return super()._mean_cache(nan_policy)
         residual = (self.train_labels - self.train_prior_dist.loc).unsqueeze(-1)
-        columns, restore = as_columns(self.factor().shape[:-2], residual)
-        alpha = restore(torch.cholesky_solve(columns, self.factor())).squeeze(-1)
+        alpha = self.factor().solve(residual).squeeze(-1)
         if settings.detach_test_caches.on():
             alpha = alpha.detach()
         return self._until_backward(alpha)
+
+    def get_fantasy_strategy(
+        self,
+        inputs: list[Tensor],
+        targets: Tensor,
+        full_inputs: list[Tensor],
+        full_targets: Tensor,
+        full_output: MultivariateNormal,
+        **kwargs: Any,
+    ) -> DefaultPredictionStrategy:
+        """See upstream's. The Cholesky factor is bordered by the rows of the fantasies, which alone are factorized."""
+        upstreams = functools.partial(
+            super().get_fantasy_strategy, inputs, targets, full_inputs, full_targets, full_output, **kwargs
+        )
+        if not self.takes_tensors():
+            return upstreams()
+        reason = reason_for_upstream(full_inputs, full_targets, full_output)
+        if reason is None:
+            likelihood = self.likelihood.get_fantasy_likelihood(**kwargs)
+            noise = fantasy_noise(likelihood, inputs, full_inputs, full_output.loc.shape, kwargs)
+            if noise is None:
+                reason = "the noise of the fantasies is not a diagonal that stays with them"
+        if not note(reason is None, reason or "the fantasies border a factor that is kept"):
+            return upstreams()
+        covars = fantasy_covariances(full_output.lazy_covariance_matrix, self.num_train, noise)
+        # Many observations at the same inputs share their covariance.
+        _, loc = torch.broadcast_tensors(full_targets, full_output.loc)
+        prior = MultivariateNormal(loc, full_output.lazy_covariance_matrix)
+        strategy = DensePredictionStrategy(full_inputs, prior, full_targets, likelihood)
+        strategy._keep(border(self.factor(detached=False), *covars))
+        return strategy
+
+    def _keep(self, factor: BorderedFactor) -> None:
+        versions, is_grad_enabled = self._noise_versions(), torch.is_grad_enabled()
+        self._is_kept_detached = settings.detach_test_caches.on() or not is_grad_enabled
+        add_to_cache(self, "factor", factor.detach(), True, versions)
+        if is_grad_enabled:
+            for block in factor.blocks[-2:]:
+                self._until_backward(block)
+            add_to_cache(self, "factor", factor, False, versions)
 
     def __reduce__(self) -> tuple:
         # What is saved loads in any GPyTorch: as upstream's strategy, with nothing cached.
@@ -113,11 +163,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
     def exact_prediction(
         self,
         test_mean: Tensor,
-        test_test_covar: Tensor | LinearOperator,
-        test_train_covar: Tensor | LinearOperator,
+        test_test_covar: Tensor | LinearOperator | ClosedFormPrior,
+        test_train_covar: Tensor | LinearOperator | ClosedForm,
     ) -> tuple[Tensor, LinearOperator]:
         """See upstream's. The covariances may be given before they are evaluated."""
-        if not self.takes_tensors():
+        # A closed form is what the model gives where it has found that tensors are to be taken.
+        if not isinstance(test_train_covar, ClosedForm) and not self.takes_tensors():
             evaluated = (covar.evaluate_kernel() for covar in (test_test_covar, test_train_covar))
             return super().exact_prediction(test_mean, *evaluated)
         prior, cross = unevaluated(test_test_covar, test_train_covar)
@@ -128,9 +179,15 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         explained = [(rows_of(rows) @ alpha).squeeze(-1) for rows in blocks]
         mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
         if settings.skip_posterior_variances.on():
-            return mean, ZeroLinearOperator(*test_test_covar.size())
+            return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
         shape = torch.Size((*mean.shape, mean.size(-1)))
-        return mean, posterior_covariance(prior, rows_of, self.factor(), shape)
+        kept = self._is_kept_detached if settings.fast_pred_var.on() else None
+        return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
+
+
+def _version(parameter: Tensor) -> int | str:
+    # Tensors of `torch.inference_mode` count no versions: their values stand for them.
+    return str(parameter.tolist()) if parameter.is_inference() else parameter._version
 
 
 def _rows(matrix: Tensor, rows: slice | None) -> Tensor:

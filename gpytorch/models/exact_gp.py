@@ -12,6 +12,7 @@ from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..module import Module
+from .exact_prediction_strategies import DefaultPredictionStrategy
 
 _upstream.extend(__name__)
 
@@ -40,27 +41,32 @@ def _get_test_prior_mean_and_covariances(
     covariances are returned before they are evaluated. Where the model hands its inputs to its kernel as they are, the
     training inputs do not go through the model again.
     """
-    from .dense_prediction_strategy import (
-        DensePredictionStrategy,
-    )  # which the kernels, below the models, have to be there for
+    # Which the kernels, below the models, have to be there for
+    from .dense_prediction_strategy import DensePredictionStrategy
 
     strategy = self.prediction_strategy
     if not isinstance(strategy, DensePredictionStrategy) or not strategy.takes_tensors():
         return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
-    prior = _test_prior(self, strategy.train_prior_dist, train_inputs, test_inputs, kwargs)
+    prior = _test_prior(self, strategy, train_inputs, test_inputs, kwargs)
     return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
 
 
 def _test_prior(
     model: ExactGP,  # noqa: F821
-    train_prior_dist: MultivariateNormal,
+    strategy: DefaultPredictionStrategy,
     train_inputs: Iterable[Tensor],
     test_inputs: Iterable[Tensor],
     kwargs: dict,
 ) -> tuple | None:
+    from ..dense import ClosedFormPrior, closed_form_of
+
     (train_input, *other_inputs), (test_input, *_) = train_inputs, test_inputs
+    train_prior_dist, own_input = strategy.train_prior_dist, strategy.train_inputs[0]
     train_covar = train_prior_dist.lazy_covariance_matrix
-    if other_inputs or not _is_of(train_covar, train_input):
+    # A model of many observations at the same inputs has these inputs as an expanded view.
+    if other_inputs or not (train_input is own_input or train_input._base is own_input):
+        return None
+    if not _is_of(train_covar, own_input):
         return None
     prior = Module.__call__(model, test_input, **kwargs)
     test_covar = prior.lazy_covariance_matrix
@@ -69,7 +75,11 @@ def _test_prior(
     # A view, so that test inputs which are the very training inputs do not make the matrix one with itself: its rows
     # are to be taken apart from its columns.
     columns = train_covar.x2.view_as(train_covar.x2)
-    cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
+    cross_covar = closed_form_of(test_covar.kernel, test_covar.x1, columns)
+    if cross_covar is None:
+        cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
+    else:
+        test_covar = ClosedFormPrior(cross_covar)
     batch_shape = prior.batch_shape
     if train_prior_dist.batch_shape != batch_shape:
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)

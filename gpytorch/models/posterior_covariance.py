@@ -10,8 +10,8 @@ import torch
 from linear_operator.operators import DenseLinearOperator, LinearOperator
 from torch import Tensor
 
-from ..functions.inv_quad_logdet import as_columns
 from ..utils.memoize import cached
+from .cholesky_factor import CholeskyFactor
 
 # Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
 BLOCK_ELEMENTS = 2**22
@@ -60,20 +60,20 @@ class PosteriorCovariance(LinearOperator):
         self,
         prior: Unevaluated,
         cross: Callable[[slice | None], Tensor],
-        factor: Tensor,
+        factor: CholeskyFactor,
         shape: torch.Size,
     ):
-        LinearOperator.__init__(self, factor)
+        LinearOperator.__init__(self, factor.blocks[0])
         self.prior, self.cross, self.factor, self._shape = prior, cross, factor, shape
         self._is_grad_enabled = torch.is_grad_enabled()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.factor.dtype
+        return self._args[0].dtype
 
     @property
     def device(self) -> torch.device:
-        return self.factor.device
+        return self._args[0].device
 
     def _size(self) -> torch.Size:
         return self._shape
@@ -82,26 +82,21 @@ class PosteriorCovariance(LinearOperator):
     def requires_grad(self) -> bool:
         return self.to_dense().requires_grad
 
-    def _explained(self, rows: slice | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        # L^-1 K(train, test), the test points that share a factor side by side
-        columns, restore = as_columns(self.factor.shape[:-2], self.cross(rows).mT)
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False), restore
+    def _explained(self, rows: slice | None) -> Tensor:
+        return self.factor.half_solve(self.cross(rows).mT)
 
     @cached(name="posterior_diagonal")
     def _diagonal(self) -> Tensor:
         with torch.set_grad_enabled(self._is_grad_enabled):
-            explained = []
-            for rows in row_blocks_of_tests(self._shape, self.factor.size(-1)):
-                half, restore = self._explained(rows)
-                explained.append(restore(half.square().sum(-2, keepdim=True)).squeeze(-2))
+            blocks = row_blocks_of_tests(self._shape, self.factor.num_rows)
+            explained = [self._explained(rows).square().sum(-2) for rows in blocks]
             explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
             return (self.prior.diagonal() - explained).expand(self._shape[:-1])
 
     @cached(name="kernel_eval")
     def evaluate_kernel(self) -> LinearOperator:
         with torch.set_grad_enabled(self._is_grad_enabled):
-            half, restore = self._explained(None)
-            half = restore(half)
+            half = self._explained(None)
             covar = self.prior.to_dense() - half.mT @ half
             return DenseLinearOperator(covar.expand(self._shape))
 
@@ -164,7 +159,7 @@ class SmallPosteriorCovariance(PosteriorCovariance, DenseLinearOperator):
 
 
 def posterior_covariance(
-    prior: Unevaluated, cross: Callable[[slice | None], Tensor], factor: Tensor, shape: torch.Size
+    prior: Unevaluated, cross: Callable[[slice | None], Tensor], factor: CholeskyFactor, shape: torch.Size
 ) -> PosteriorCovariance:
     """Return the posterior covariance. See :class:`PosteriorCovariance`."""
     cls = SmallPosteriorCovariance if shape[-1] <= _SMALL else PosteriorCovariance

@@ -246,6 +246,19 @@ def test_prediction_made_without_gradients_is_read_without() -> None:
     assert not prediction.variance.requires_grad and not prediction.covariance_matrix.requires_grad
 
 
+def test_model_made_in_inference_mode_matches_upstream() -> None:
+    x = inputs(4, D, seed=5)
+
+    def read() -> list[Tensor]:
+        with torch.inference_mode():
+            model = model_of(KERNELS["rbf ard"]())
+            before = model(x).variance
+            model.likelihood.noise_covar.raw_noise.add_(1.0)
+            return [before, model(x).variance]
+
+    both(read)
+
+
 def test_settings_of_upstream_hold() -> None:
     model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5)
     with settings.skip_posterior_variances():
