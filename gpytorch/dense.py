@@ -192,6 +192,8 @@ def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None 
     """
     if beta_features.checkpoint_kernel.value() or torch.is_autocast_enabled(x1.device.type):
         return None
+    if not (x1.is_floating_point() and x2.is_floating_point()):  # whole numbers have no mean and no gradient
+        return None
     terms = Terms()
     expression = kernel_expression(kernel, x1, x2, terms)
     if expression is None:
