@@ -52,5 +52,8 @@ def unconstrained(module: torch.nn.Module, name: str, owner: type) -> Tensor | S
 def _is_softplus(constraint: torch.nn.Module | None) -> bool:
     if type(constraint) is not Positive and type(constraint) is not GreaterThan:
         return False
+    lower_bound = constraint._buffers.get("lower_bound")
+    if lower_bound is None or lower_bound.dim() > 0 or lower_bound.requires_grad:
+        return False  # it has a batch shape or a gradient of its own
     transform = constraint._transform
     return type(transform) is torch.nn.Softplus and transform.beta == 1 and transform.threshold == 20

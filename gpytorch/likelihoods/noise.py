@@ -38,7 +38,9 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
         and type(likelihood.noise_covar).__call__ is Noise.__call__
         and "noise" not in kwargs
     ):
-        return unconstrained(likelihood.noise_covar, "noise", _HomoskedasticNoiseBase)
+        noise = unconstrained(likelihood.noise_covar, "noise", _HomoskedasticNoiseBase)
+        if (noise.raw if isinstance(noise, Softplus) else noise).shape[-1:] == (1,):  # more would be of several tasks
+            return noise
     return diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
 
 
