@@ -56,7 +56,7 @@ def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
 def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_terms: list) -> None:
     # One walk over the modules in place of two that also make up their names
     attributes = module.__dict__
-    if own_priors := attributes.get("_priors"):
+    if isinstance(module, Module) and (own_priors := attributes["_priors"]):
         priors += [(module, prior, closure) for prior, closure, _ in own_priors.values() if prior is not None]
     if own_terms := attributes.get("_added_loss_terms"):
         added_loss_terms += [
