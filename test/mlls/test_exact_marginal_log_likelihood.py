@@ -444,6 +444,44 @@ def test_further_terms_of_a_users_own_match_upstream() -> None:
     compare_step(exact_gp(rbf(), inputs(N), mll=Penalized))
 
 
+def test_whole_numbers_as_inputs_match_upstream() -> None:
+    mll = exact_gp(rbf(), inputs(N))
+    x = torch.randint(0, 9, (N, 2), generator=torch.Generator().manual_seed(0))
+    mll.model.set_train_data(x, strict=False)
+    compare_step(mll)
+    compare(lambda: mll.train().eval().model(x[:3] + 1).covariance_matrix, {})
+
+
+BOUNDS = {
+    "for each batch": torch.tensor([[0.1], [0.2], [0.3]]),
+    "for each value": torch.tensor([0.1, 0.2]),
+    "with a gradient": torch.tensor(0.1),
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_lower_bounds_of_the_noise_match_upstream(case: str) -> None:
+    constraint = GreaterThan(BOUNDS[case].clone())
+    leaves = {}
+    if case == "with a gradient":
+        leaves["bound"] = constraint.lower_bound.requires_grad_()
+    likelihood = GaussianLikelihood(noise_constraint=constraint)
+    compare_step(exact_gp(rbf(), inputs(N), likelihood=likelihood), leaves=leaves)
+
+
+def test_as_many_noises_as_points_are_a_batch_as_with_upstream() -> None:
+    mll = exact_gp(rbf(), inputs(N))
+    mll.likelihood.noise_covar.raw_noise = torch.nn.Parameter(torch.linspace(0.0, 1.0, N).double())
+    assert compare_step(mll).value.shape == (1, N)
+
+
+def test_modules_with_priors_of_another_kind_match_upstream() -> None:
+    mll = exact_gp(rbf(), inputs(N))
+    mll.model.network = Network()
+    mll.model.network._priors = {"of the weights": 1.0}
+    compare_step(mll)
+
+
 def test_inputs_without_a_dimension_match_upstream() -> None:
     compare_step(exact_gp(k.ScaleKernel(k.RBFKernel()), inputs(N, 1)[:, 0], y=targets(inputs(N, 1))))
 
