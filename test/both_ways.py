@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,3 +168,28 @@ def compare_step(mll: MarginalLogLikelihood, *params, leaves: dict[str, Tensor] 
     """Assert that the flag changes neither the loss nor its gradients."""
     leaves = {**dict(mll.named_parameters()), **(leaves or {})}
     return compare(lambda: loss(mll, *params), leaves, **expected)
+
+
+def live_tensors() -> int:
+    """How many tensors Python knows of."""
+    gc.collect()
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+
+
+def assert_leaves_nothing_behind(work: Callable[[int], None], rounds: int, calls: int) -> None:
+    """`work(calls)` again and again keeps no tensor and no memory of Python's."""
+    work(20)
+    tensors, grown = live_tensors(), []
+    tracemalloc.start()
+    try:
+        work(20)
+        for _ in range(rounds):
+            gc.collect()
+            before = tracemalloc.take_snapshot()
+            work(calls)
+            assert live_tensors() == tensors
+            grown.append(sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename")))
+    finally:
+        tracemalloc.stop()
+    # Other caches of the process grow in some of the rounds; a leak would grow in all of them.
+    assert min(grown) < 48 * calls

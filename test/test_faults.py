@@ -9,7 +9,6 @@ import pickle
 import re
 import resource
 import threading
-import tracemalloc
 import warnings
 import weakref
 from collections.abc import Callable
@@ -17,7 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from both_ways import assert_near, compare, evaluate, exact_gp, inputs, loss, routes, scatter, targets
+from both_ways import (
+    assert_leaves_nothing_behind,
+    assert_near,
+    compare,
+    evaluate,
+    exact_gp,
+    inputs,
+    loss,
+    routes,
+    scatter,
+    targets,
+)
 from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
@@ -258,11 +268,6 @@ def test_parameter_changed_between_forward_and_backward_is_an_error(flag: bool) 
         value.backward()
 
 
-def live_tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
-
-
 @pytest.mark.parametrize("kernel", ["closed form", "without closed form"])
 def test_1000_steps_leave_nothing_behind(kernel: str) -> None:
     mll = exact_gp(KERNELS[kernel](), inputs(N))
@@ -274,24 +279,8 @@ def test_1000_steps_leave_nothing_behind(kernel: str) -> None:
             step(mll)
             optimizer.step()
 
-    rounds, steps = (5, 200) if kernel == "closed form" else (4, 150)
-    grown = []
     with use_torch_tensors():
-        train(20)
-        tensors = live_tensors()
-        tracemalloc.start()
-        try:
-            train(20)
-            for _ in range(rounds):
-                gc.collect()
-                before = tracemalloc.take_snapshot()
-                train(steps)
-                assert live_tensors() == tensors
-                grown.append(sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename")))
-        finally:
-            tracemalloc.stop()
-    # torch's own caches grow in some of the rounds; a leak would grow in all of them.
-    assert min(grown) < 48 * steps
+        assert_leaves_nothing_behind(train, *((5, 200) if kernel == "closed form" else (4, 150)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")

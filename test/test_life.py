@@ -10,14 +10,13 @@ import resource
 import subprocess
 import sys
 import threading
-import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from both_ways import GP, assert_near, evaluate, exact_gp, inputs, loss, routes
+from both_ways import GP, assert_leaves_nothing_behind, assert_near, evaluate, exact_gp, inputs, loss, routes
 from torch import Tensor
 
 from gpytorch import kernels as k
@@ -109,11 +108,6 @@ def test_fault_in_a_backward_through_a_prediction_leaves_a_model_that_predicts_a
     assert_all_equal(torch.autograd.grad(predict(model, x)[1].sum(), x), expected)
 
 
-def live_tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
-
-
 @each_kernel
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> None:
@@ -128,22 +122,7 @@ def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> 
             if with_grad:
                 torch.autograd.grad(value, x)
 
-    grown, rounds, calls = [], 5, 200 if kernel == "closed form" else 50
-    work(20)
-    tensors = live_tensors()
-    tracemalloc.start()
-    try:
-        work(20)
-        for _ in range(rounds):
-            gc.collect()
-            before = tracemalloc.take_snapshot()
-            work(calls)
-            assert live_tensors() == tensors
-            grown.append(sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename")))
-    finally:
-        tracemalloc.stop()
-    # Other caches of the process grow in some of the rounds; a leak would grow in all of them.
-    assert min(grown) < 48 * calls
+    assert_leaves_nothing_behind(work, 5, 200 if kernel == "closed form" else 50)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")

@@ -240,6 +240,49 @@ def test_random_model_in_float32_is_as_near_to_float64_as_upstream(case: Case) -
         assert error <= 2 * upstream_error + 0.1 * slack + 1e-5 * reference.abs().max().item()
 
 
+@trials(150)
+@given(
+    case=cases(log_noise=st.floats(math.log(1e-2), math.log(10.0)), copies=st.sampled_from(["none", "exact"])),
+    num_test=st.integers(1, 8),
+    at_training_points=st.booleans(),
+    fast=st.booleans(),
+)
+def test_posterior_of_a_random_model_matches_upstream(
+    case: Case, num_test: int, at_training_points: bool, fast: bool
+) -> None:
+    model = build(case).eval().model
+    train_x = model.train_inputs[0]
+    rng = generator(case.seed + 1)
+    x = torch.rand(*train_x.shape[:-2], num_test, case.d, generator=rng, dtype=torch.float64)
+    if at_training_points:
+        x[..., :1, :] = train_x[..., :1, :]
+    draws = torch.randn(2, *case.batch, num_test, generator=rng, dtype=torch.float64)
+
+    def posterior(flag: bool) -> list[Tensor] | type[Exception]:
+        model.train().eval()  # no cache of the other way's
+        leaf = x.clone().requires_grad_()
+        with use_torch_tensors(flag), settings.fast_pred_var(fast), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of jitter in a factor of a product
+            try:
+                dist = model(leaf)
+                values = [dist.mean, dist.variance, dist.covariance_matrix]
+                sample = dist.add_jitter(0.1).rsample(torch.Size([2]), base_samples=draws)
+            except Exception as error:
+                return type(error)
+            (grad,) = torch.autograd.grad(sum(value.sum() for value in values), leaf)
+        return [*(value.detach() for value in values), sample.detach(), grad]
+
+    expected = posterior(False)
+    with routes(tensors=1):
+        actual = posterior(True)
+    assume(not isinstance(expected, type))  # upstream cannot evaluate every mixture of batched and unbatched kernels
+    rtol = 1e-4 if is_rough(case) else 1e-8
+    names = ["mean", "variance", "covariance", "samples", "gradient in the test points"]
+    for name, ours, theirs in zip(names, actual, expected, strict=True):
+        assert ours.shape == theirs.shape, name
+        assert (ours - theirs).abs().max() <= rtol * max(1.0, theirs.abs().max().item()), name
+
+
 @trials(60)
 @given(
     case=cases(n=st.integers(2, 30), batch=st.just(()), log_noise=st.floats(math.log(1e-2), 0.0)),

@@ -13,6 +13,10 @@ from ._transforms import is_transformed, is_vmapped
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
 # from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
 _BLOCKED_FROM = 1024
+# Up to here potri is slower on several threads than on one, and in batches it is called for one matrix after the other.
+# L^-1 and its product with itself, four times the operations, then take as little as half of the time.
+_PRODUCT_IN_BATCHES_UP_TO = 64
+_PRODUCT_ON_THREADS_UP_TO = 256
 
 
 def cholesky_inverse_(factor: Tensor) -> Tensor:
@@ -22,12 +26,19 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     :param factor: Lower triangular :math:`\mathbf L` (... x N x N), which is overwritten.
     :return: The inverse (... x N x N), both triangles.
     """
-    if factor.dim() > 2 or factor.size(-1) < _BLOCKED_FROM:
+    n = factor.size(-1)
+    if _product_pays(factor):
+        root = torch.zeros_like(factor)
+        root.diagonal(dim1=-2, dim2=-1).fill_(1)
+        torch.linalg.solve_triangular(factor, root, upper=False, out=root)
+        torch.matmul(root.mT, root, out=factor.mT)
+        return factor
+    if factor.dim() > 2 or n < _BLOCKED_FROM:
         return torch.cholesky_inverse(factor, out=factor)
     # With L = [[A, 0], [B, C]] and Y = B A^-1, the inverse of L L^T is
     #   [[ (A A^T)^-1 + Y^T X Y,   -Y^T X ],
     #    [ -X Y,                    X     ]]    where X = (C C^T)^-1.
-    half = factor.size(-1) // 2
+    half = n // 2
     upper_left, lower_left, lower_right = factor[:half, :half], factor[half:, :half], factor[half:, half:]
     y = torch.linalg.solve_triangular(upper_left, lower_left, upper=False, left=False)
     _invert_block_(upper_left)
@@ -36,6 +47,13 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     upper_left.addmm_(y.mT, lower_left, alpha=-1)
     factor[:half, half:] = lower_left.mT
     return factor
+
+
+def _product_pays(factor: Tensor) -> bool:
+    n = factor.size(-1)
+    if factor.is_cuda or n > _PRODUCT_ON_THREADS_UP_TO:
+        return False
+    return factor.dim() > 2 if n <= _PRODUCT_IN_BATCHES_UP_TO else torch.get_num_threads() > 1
 
 
 def _invert_block_(block: Tensor) -> None:

@@ -583,6 +583,8 @@ def add_product_(target: Tensor, left: Tensor, right: Tensor, beta: float = 1, a
     """Return `beta * target + alpha * left @ right`, in the memory of `target`."""
     if target.dim() == 2:
         return target.addmm_(left, right, beta=beta, alpha=alpha)
+    if target.dim() == 3 and left.shape[:-2] == right.shape[:-2] == target.shape[:-2]:
+        return target.baddbmm_(left, right, beta=beta, alpha=alpha)
     return (target if beta == 1 else target.mul_(beta)).add_(left @ right, alpha=alpha)
 
 

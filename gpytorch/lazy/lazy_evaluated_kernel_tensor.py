@@ -1,10 +1,11 @@
-"""The covariance that a kernel has not evaluated yet, made of operations that `torch.compile` can trace."""
+"""The covariance that a kernel has not evaluated yet, made in few steps, which `torch.compile` can trace."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
 import torch
+from torch import Tensor
 
 from .. import _upstream, settings
 
@@ -16,9 +17,10 @@ _upstream_init = LazyEvaluatedKernelTensor.__init__  # noqa: F821
 
 @_upstream.replaces(LazyEvaluatedKernelTensor)  # noqa: F821
 def __init__(self, x1, x2, kernel, last_dim_is_batch=False, **params):
-    if params or not _is_traced():
+    are_tensors = isinstance(x1, Tensor) and isinstance(x2, Tensor)
+    if settings.use_torch_tensors.off() or params or not are_tensors:
         return _upstream_init(self, x1, x2, kernel, last_dim_is_batch, **params)
-    # What upstream sets; LinearOperator.__init__ sorts its arguments by a key that the compiler does not know.
+    # What upstream sets. LinearOperator.__init__ sorts its arguments first, by a key that the compiler does not know.
     self._args = x1, x2
     self._differentiable_kwargs = OrderedDict()
     self._nondifferentiable_kwargs = {"kernel": kernel, "last_dim_is_batch": last_dim_is_batch}
@@ -30,8 +32,5 @@ def __init__(self, x1, x2, kernel, last_dim_is_batch=False, **params):
 @_upstream.replaces(LazyEvaluatedKernelTensor)  # noqa: F821
 def _size(self):
     # Not from a cache, whose key is a pickle, which the compiler does not know either
-    return _upstream_size.__wrapped__(self) if _is_traced() else _upstream_size(self)
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() and settings.use_torch_tensors.on()
+    is_traced = settings.use_torch_tensors.on() and torch.compiler.is_compiling()
+    return _upstream_size.__wrapped__(self) if is_traced else _upstream_size(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
 
 from .. import settings
+from ..constraints.unconstrained import is_constraint
 from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..likelihoods.noise import marginal_noise
@@ -93,7 +95,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
 
     def _noise_versions(self) -> tuple:
         # What the noise was when the factor was made: upstream adds it anew at every call.
-        return tuple(_version(parameter) for parameter in self.likelihood.parameters())
+        return tuple(_versions(self.likelihood))
 
     @cached(name="factor")
     def _factor(self, detached: bool, versions: tuple) -> CholeskyFactor:
@@ -183,6 +185,16 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
         return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
+
+
+def _versions(module: torch.nn.Module) -> Iterator[int | str]:
+    # Module.parameters() makes up names, at the cost of a small matrix product.
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield _version(parameter)
+    for child in module._modules.values():
+        if child is not None and not is_constraint(child):
+            yield from _versions(child)
 
 
 def _version(parameter: Tensor) -> int | str:

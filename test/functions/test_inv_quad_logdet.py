@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from gpytorch.functions import TensorInvQuadLogdet
+from gpytorch.functions.cholesky_inverse import cholesky_inverse_
 
 
 def operands(matrix: tuple[int, ...], rhs: tuple[int, ...], n: int, columns: int = 1) -> tuple[Tensor, Tensor]:
@@ -351,3 +352,19 @@ def test_cuda_matches_cpu(dtype: torch.dtype) -> None:
         results[device] = [value, *(grad.cpu() for grad in torch.autograd.grad(value, leaves))]
     for cpu, cuda in zip(results["cpu"], results["cuda"], strict=True):
         assert_near(cuda.detach(), cpu.detach(), rtol=1e-10 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("n", [2, 64, 65, 256, 257])
+def test_inverse_is_the_inverse_whichever_way_it_is_taken(n: int, batch: tuple[int, ...], threads: int) -> None:
+    root = torch.randn(*batch, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).tril()
+    root.diagonal(dim1=-2, dim2=-1).abs_().add_(n**0.5)
+    expected = torch.cholesky_inverse(root)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for factor in (root.clone(), root.mT.contiguous().mT):  # LAPACK's memory order is the second
+            assert_near(cholesky_inverse_(factor), expected, rtol=1e-12)
+    finally:
+        torch.set_num_threads(before)
