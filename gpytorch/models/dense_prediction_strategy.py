@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import settings
 from ..constraints.unconstrained import is_constraint
 from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
+from ..functions._transforms import is_transformed
 from ..likelihoods.noise import marginal_noise
-from ..utils.memoize import add_to_cache, cached, clear_cache_hook
+from ..likelihoods.noise_models import FixedGaussianNoise
+from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
 from .cholesky_factor import BorderedFactor, CholeskyFactor, border
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
@@ -91,14 +94,26 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         """
         if detached is None:
             detached = settings.detach_test_caches.on()
-        return self._factor(detached or not torch.is_grad_enabled(), self._noise_versions())
+        detached = detached or not torch.is_grad_enabled()
+        kept = [states for of_detached, states in self._kept_factors() if of_detached == detached]
+        # As upstream: `fast_pred_var` keeps what was, and without it the parameters count as they are at every call.
+        states = kept[0] if kept and settings.fast_pred_var.on() else self._states()
+        return self._factor(detached, states)
 
-    def _noise_versions(self) -> tuple:
-        # What the noise was when the factor was made: upstream adds it anew at every call.
-        return tuple(_versions(self.likelihood))
+    def _kept_factors(self) -> list[tuple[bool, tuple]]:
+        return [arguments for name, arguments, _ in getattr(self, "_memoize_cache", ()) if name == "factor"]
+
+    def _states(self) -> tuple:
+        # What the parameters are of which a factor is made
+        prior = self.train_prior_dist
+        kernel = getattr(prior.lazy_covariance_matrix, "kernel", None) if prior.islazy else None
+        return (*_states(self.likelihood), *(() if kernel is None else _states(kernel)))
 
     @cached(name="factor")
-    def _factor(self, detached: bool, versions: tuple) -> CholeskyFactor:
+    def _factor(self, detached: bool, states: tuple) -> CholeskyFactor:
+        for was_detached, before in self._kept_factors():
+            if before != states:
+                pop_from_cache(self, "factor", was_detached, before)
         return CholeskyFactor(self._until_backward(factorize(self.train_covar(), detached)))
 
     @cached(name="mean_cache")
@@ -143,13 +158,13 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         return strategy
 
     def _keep(self, factor: BorderedFactor) -> None:
-        versions, is_grad_enabled = self._noise_versions(), torch.is_grad_enabled()
+        states, is_grad_enabled = self._states(), torch.is_grad_enabled()
         self._is_kept_detached = settings.detach_test_caches.on() or not is_grad_enabled
-        add_to_cache(self, "factor", factor.detach(), True, versions)
+        add_to_cache(self, "factor", factor.detach(), True, states)
         if is_grad_enabled:
             for block in factor.blocks[-2:]:
                 self._until_backward(block)
-            add_to_cache(self, "factor", factor, False, versions)
+            add_to_cache(self, "factor", factor, False, states)
 
     def __reduce__(self) -> tuple:
         # What is saved loads in any GPyTorch: as upstream's strategy, with nothing cached.
@@ -187,18 +202,24 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
 
 
-def _versions(module: torch.nn.Module) -> Iterator[int | str]:
+def _states(module: torch.nn.Module) -> Iterator[int | bytes | str]:
     # Module.parameters() makes up names, at the cost of a small matrix product.
     for parameter in module._parameters.values():
         if parameter is not None:
-            yield _version(parameter)
+            yield _state(parameter)
+    if isinstance(module, FixedGaussianNoise):
+        yield _state(module.noise)
     for child in module._modules.values():
         if child is not None and not is_constraint(child):
-            yield from _versions(child)
+            yield from _states(child)
 
 
-def _version(parameter: Tensor) -> int | str:
-    # Tensors of `torch.inference_mode` count no versions: their values stand for them.
+def _state(parameter: Tensor) -> int | bytes | str:
+    # What is set through `.data`, as `module.lengthscale = 0.5` does, counts no version: the values tell. Only where
+    # they cannot be read, or not without waiting for a device, does the version.
+    if parameter.is_cpu and not is_transformed() and not is_functorch_wrapped_tensor(parameter):
+        return parameter.detach().numpy().tobytes()
+    # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
 
 

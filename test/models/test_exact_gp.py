@@ -19,6 +19,7 @@ from torch import Tensor
 from gpytorch import kernels as k
 from gpytorch import likelihoods, means, settings
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP, posterior_covariance
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
 from gpytorch.models.posterior_covariance import PosteriorCovariance
@@ -211,21 +212,46 @@ CHANGES: dict[str, Callable[[GP], object]] = {
         {name: value + 0.3 if value.isfinite().all() else value for name, value in model.state_dict().items()}
     ),
     "noise in place": lambda model: model.likelihood.noise_covar.raw_noise.detach().add_(1.0),
+    "noise set": lambda model: model.likelihood.initialize(noise=0.7),
+    "kernel in place": lambda model: model.covar_module.raw_outputscale.detach().add_(1.0),
+    "kernel set": lambda model: model.covar_module.base_kernel.initialize(lengthscale=0.9),
 }
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_followed_as_upstream_follows_them(change: str) -> None:
+def test_changes_are_followed_as_upstream_follows_them(change: str, fast: bool) -> None:
     x = inputs(4, D, seed=5)
 
     def read() -> list[Tensor]:
         model = model_of(KERNELS["rbf ard"]())
-        model(x)
-        CHANGES[change](model)
-        prediction = model(x)
-        return [prediction.mean, prediction.variance]
+        with settings.fast_pred_var(fast), torch.no_grad():
+            model(x).variance  # noqa: B018 (fills the caches)
+            CHANGES[change](model)
+            prediction = model(x)
+            return [prediction.mean, prediction.variance]
 
     both(read)
+
+
+def test_fixed_noise_that_is_changed_is_followed_as_upstream_follows_it() -> None:
+    def read() -> list[Tensor]:
+        likelihood = FixedNoiseGaussianLikelihood(torch.full((N,), 0.1).double())
+        model = model_of(KERNELS["rbf ard"](), likelihood=likelihood)
+        model(inputs(4, D)).variance  # noqa: B018 (fills the caches)
+        model.likelihood.noise_covar.noise = torch.full((N,), 0.4).double()
+        return [model(inputs(4, D)).variance]
+
+    both(read)
+
+
+def test_factors_of_parameters_that_were_are_not_kept() -> None:
+    model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5)
+    with use_torch_tensors(), torch.no_grad():
+        for _ in range(3):
+            model.likelihood.noise_covar.raw_noise.add_(0.1)
+            model(x).variance  # noqa: B018 (fills the caches)
+    assert sum(key[0] == "factor" for key in model.prediction_strategy._memoize_cache) == 1
 
 
 def test_setting_the_flag_takes_effect_on_a_model_that_has_predicted() -> None:
