@@ -263,6 +263,10 @@ class Stationary:
         self._bind()
         return (*self.z1.shape[:-1], self.z2.size(-2))
 
+    def _diagonal_of(self, block: Tensor, rows: Rows, cols: Rows) -> Tensor:
+        # What a block of rows and columns holds of the whole matrix's diagonal
+        return block.diagonal((0 if rows is None else rows.start) - (0 if cols is None else cols.start), -2, -1)
+
     def _distance(self, rows: Rows, cols: Rows) -> Tensor:
         self._bind()
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
@@ -278,8 +282,7 @@ class Stationary:
         r2 = torch.matmul(z1, z2.mT)
         r2 = r2.mul_(-2).add_(sq1).add_(sq2) if r2.dim() > 2 else torch.add(sq1, r2, alpha=-2, out=r2).add_(sq2)
         if self.is_square:
-            offset = (0 if rows is None else rows.start) - (0 if cols is None else cols.start)
-            r2.diagonal(offset, -2, -1).zero_()
+            self._diagonal_of(r2, rows, cols).zero_()
         return r2.clamp_min_(_TINY**2).sqrt_() if of_distance else r2.clamp_min_(0)
 
     def evaluate(
@@ -348,6 +351,11 @@ class Stationary:
             lengthscale.add(cotangents, total)
             lengthscale_needed = False
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
+        if inner and slope is k:
+            res = _total(w)
+        if self.is_square:
+            # Cancels in what follows, but its rounding, times z, would not.
+            self._diagonal_of(w, rows, cols).zero_()
         row_sums = w.sum(-1, keepdim=True)
         if symmetric:
             sides = [(slot1, w, row_sums, z1, z1, 4 * c, None)]
@@ -365,7 +373,7 @@ class Stationary:
                 if needed[slot]:
                     grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
                     cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
-        return _total(row_sums) if inner and slope is k else res
+        return res
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""

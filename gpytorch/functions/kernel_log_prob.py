@@ -144,8 +144,9 @@ def _gradient(
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:
     for noise in noises:
         if cotangents.needed[noise.slot]:
-            shape = cotangents.values[noise.slot].shape
-            noise.add(cotangents, grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(shape))
+            grad = grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(cotangents.values[noise.slot].shape)
+            # What follows may overwrite the matrix, and a sum over nothing is a view of it.
+            noise.add(cotangents, grad.clone() if grad.shape[-1:] == grad_matrix.shape[-1:] else grad)
 
 
 def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
