@@ -124,6 +124,18 @@ def test_compiled_step_trains_as_the_eager_one() -> None:
     assert_near(trained[1], trained[0], rtol=1e-10)
 
 
+def test_other_shape_is_an_error_where_the_graph_is_to_stay() -> None:
+    mll = MODELS["rbf, ard"]()
+    step = torch.compile(lambda x, y: -mll(mll.model(x), y), fullgraph=True, dynamic=False, backend="aot_eager")
+    x, y = mll.model.train_inputs[0], mll.model.train_targets
+    with use_torch_tensors():
+        first = step(x, y)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert torch.equal(step(x, y), first)
+            with pytest.raises(RuntimeError, match="recompile"):
+                step(x[:-1], y[:-1])
+
+
 def test_hand_written_backward_is_what_is_compiled() -> None:
     """Autograd's own way back through Cholesky would cost four times as much."""
     operators: set[str] = set()
