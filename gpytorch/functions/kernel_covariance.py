@@ -16,8 +16,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import softplus
 
+from ..constraints.unconstrained import Softplus
 from ._transforms import must_be_differentiable
 
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
@@ -99,11 +99,7 @@ class Parameter:
     def of(self, values: Sequence[Tensor]) -> Tensor:
         """Return the parameter, given the expression's tensors."""
         value = values[self.slot]
-        if self.is_raw:
-            value = softplus(value)
-            if self.lower_bound is not None:
-                value = value + self.lower_bound
-        return value
+        return Softplus(value, self.lower_bound).value() if self.is_raw else value
 
     def add(self, cotangents: Cotangents, cotangent: Tensor) -> None:
         """Add the parameter's cotangent to those of the tensor that it is made of."""
