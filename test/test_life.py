@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -400,3 +401,13 @@ def test_strategy_of_these_tests_is_the_one_on_tensors() -> None:
         with routes(tensors=1), settings.debug(False):
             predict(model, inputs(5, seed=3))
         assert type(model.prediction_strategy) is DensePredictionStrategy
+
+
+def test_model_that_predicted_without_gradients_can_be_sent_to_another_process() -> None:
+    model = a_model("closed form")
+    with torch.no_grad():
+        expected = predict(model, inputs(3, seed=3))
+    sent = pickle.loads(ForkingPickler.dumps(model))  # with gradients on, where tensors of a graph are refused
+    with torch.no_grad():
+        for actual, value in zip(predict(sent, inputs(3, seed=3)), expected, strict=True):
+            assert_near(actual, value)

@@ -63,11 +63,13 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         self.train_labels = train_labels
         self.likelihood = likelihood
         self._last_test_train_covar = None
+        self._is_grad_enabled = torch.is_grad_enabled()
 
     @functools.cached_property
     def lik_train_train_covar(self) -> LinearOperator:
         """The training covariance with its noise, for what upstream does with it."""
-        return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
+        with torch.set_grad_enabled(self._is_grad_enabled):  # as upstream, which makes it with the strategy
+            return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
 
     def train_covar(self) -> ClosedForm | LinearOperator:
         """Return the training covariance with its noise."""
