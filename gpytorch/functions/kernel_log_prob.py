@@ -108,10 +108,6 @@ class KernelLogProb(Function):
 # right of the diagonal, those right of it twice.
 
 
-def _is_small(shape: Sequence[int], like: Tensor) -> bool:
-    return math.prod(shape) * like.element_size() <= _AT_ONCE.get(like.device.type, _AT_ONCE["cpu"])
-
-
 def _gradient(
     ctx, matrix: Matrix, grad: Tensor | None, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
 ) -> list[Tensor | None]:
@@ -147,6 +143,10 @@ def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_m
             grad = grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(cotangents.values[noise.slot].shape)
             # What follows may overwrite the matrix, and a sum over nothing is a view of it.
             noise.add(cotangents, grad.clone() if grad.shape[-1:] == grad_matrix.shape[-1:] else grad)
+
+
+def _is_small(shape: Sequence[int], like: Tensor) -> bool:
+    return math.prod(shape) * like.element_size() <= _AT_ONCE.get(like.device.type, _AT_ONCE["cpu"])
 
 
 def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
