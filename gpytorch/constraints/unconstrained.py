@@ -21,10 +21,11 @@ class Softplus(NamedTuple):
     raw: Tensor
     lower_bound: Tensor | None
 
-    def value(self) -> Tensor:
-        """Return the parameter."""
-        value = softplus(self.raw)
-        return value if self.lower_bound is None else value + self.lower_bound
+
+def constrained(raw: Tensor, lower_bound: Tensor | None) -> Tensor:
+    """Return the parameter that a :class:`Softplus` stands for."""
+    value = softplus(raw)
+    return value if lower_bound is None else value + lower_bound
 
 
 _CONSTRAINTS = {Interval, GreaterThan, LessThan, Positive}

@@ -13,9 +13,9 @@ from ._transforms import is_transformed, is_vmapped
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
 # from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
 _BLOCKED_FROM = 1024
-# Up to here potri is slower on several threads than on one, and in batches it is called for one matrix after the other.
+# For small matrices potri is slow, in batches above all, and on several threads slower than on one.
 # L^-1 and its product with itself, four times the operations, then take as little as half of the time.
-_PRODUCT_IN_BATCHES_UP_TO = 64
+_PRODUCT_UP_TO = 64
 _PRODUCT_ON_THREADS_UP_TO = 256
 
 
@@ -28,11 +28,9 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     """
     n = factor.size(-1)
     if _product_pays(factor):
-        root = torch.zeros_like(factor)
-        root.diagonal(dim1=-2, dim2=-1).fill_(1)
-        torch.linalg.solve_triangular(factor, root, upper=False, out=root)
-        torch.matmul(root.mT, root, out=factor.mT)
-        return factor
+        identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return torch.matmul(root.mT, root, out=factor.mT)
     if factor.dim() > 2 or n < _BLOCKED_FROM:
         return torch.cholesky_inverse(factor, out=factor)
     # With L = [[A, 0], [B, C]] and Y = B A^-1, the inverse of L L^T is
@@ -53,7 +51,7 @@ def _product_pays(factor: Tensor) -> bool:
     n = factor.size(-1)
     if factor.is_cuda or n > _PRODUCT_ON_THREADS_UP_TO:
         return False
-    return factor.dim() > 2 if n <= _PRODUCT_IN_BATCHES_UP_TO else torch.get_num_threads() > 1
+    return n <= _PRODUCT_UP_TO or torch.get_num_threads() > 1
 
 
 def _invert_block_(block: Tensor) -> None:

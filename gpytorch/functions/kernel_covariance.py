@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..constraints.unconstrained import Softplus
+from ..constraints.unconstrained import constrained
 from ._transforms import must_be_differentiable
 
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
@@ -70,15 +70,16 @@ class Cotangents:
 
     def add(self, slot: int, cotangent: Tensor, rows: Rows = None) -> None:
         """Add `cotangent` to those of the tensor at `slot`, or of these of its rows."""
-        target = _take(self.values[slot], rows)
+        value, before = self.values[slot], self.sums[slot]
+        target = _take(value, rows)
         if cotangent.shape != target.shape:
             cotangent = cotangent.sum_to_size(target.shape)
-        if self.sums[slot] is None and rows is None:
-            self.sums[slot] = cotangent
+        if rows is None:
+            self.sums[slot] = cotangent if before is None else before.add_(cotangent)
             return
-        if self.sums[slot] is None:
-            self.sums[slot] = torch.zeros_like(self.values[slot])
-        _take(self.sums[slot], rows).add_(cotangent)
+        if before is None:
+            before = self.sums[slot] = torch.zeros_like(value)
+        _take(before, rows).add_(cotangent)
 
 
 class Parameter:
@@ -99,13 +100,17 @@ class Parameter:
     def of(self, values: Sequence[Tensor]) -> Tensor:
         """Return the parameter, given the expression's tensors."""
         value = values[self.slot]
-        return Softplus(value, self.lower_bound).value() if self.is_raw else value
+        return constrained(value, self.lower_bound) if self.is_raw else value
 
     def add(self, cotangents: Cotangents, cotangent: Tensor) -> None:
         """Add the parameter's cotangent to those of the tensor that it is made of."""
         if self.is_raw:
             cotangent = softplus_backward(cotangent, cotangents.values[self.slot], 1, 20)
         cotangents.add(self.slot, cotangent)
+
+
+def _of(parameter: Parameter | None, values: Sequence[Tensor]) -> Tensor | None:
+    return None if parameter is None else parameter.of(values)
 
 
 # A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
@@ -231,15 +236,13 @@ class Stationary:
         self.slots, self.parameters = (x1, x2), (lengthscale, shape)
         self.is_square, self.device = x1 == x2, values[x1].device
         self.z1: Tensor | None = None
-        self.kept: tuple[Tensor, Tensor, float] | None = None
+        self.differences: Tensor | None = None
 
     def _bind(self) -> None:
         # When the first element is asked for: the diagonal can do without.
         if self.z1 is not None:
             return
-        self.lengthscale, self.shape_parameter = (
-            None if each is None else each.of(self.values) for each in self.parameters
-        )
+        self.lengthscale, self.shape_parameter = (_of(each, self.values) for each in self.parameters)
         self.z1, self.z2 = (self.values[slot] for slot in self.slots)
         if self.lengthscale is not None:
             origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach().mean(-2, keepdim=True)
@@ -281,25 +284,54 @@ class Stationary:
             self._diagonal_of(r2, rows, cols).zero_()
         return r2.clamp_min_(_TINY**2).sqrt_() if of_distance else r2.clamp_min_(0)
 
-    def evaluate(
-        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
-    ) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
         """Return a block of the matrix, in memory of its own.
 
         :param rows: The block's rows.
         :param cols: The block's columns.
         :param weight: What the block is multiplied by (a scalar, or ... x 1 x 1).
-        :param keep: Whether to keep what :meth:`pull_back` would compute again.
         """
-        block = self.profile.block(self._distance(rows, cols), self.shape_parameter)
-        k = block[0]
-        if keep:
-            self.kept = block
-            return k.clone() if weight is None else k * weight
+        k, _, _ = self.profile.block(self._distance(rows, cols), self.shape_parameter)
         if weight is None:
             return k
         fits = weight.dim() == 0 or k.shape[:-2] == weight.shape[:-2]
         return k.mul_(weight) if fits else k * weight
+
+    def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
+        """Return the whole of a square matrix, in memory of its own, and keep what :meth:`pull_back_at_once` needs.
+
+        :param weight: What the matrix is multiplied by (a scalar, or ... x 1 x 1).
+        """
+        self.kept = self.profile.block(self._distance_at_once(), self.shape_parameter)
+        k = self.kept[0]
+        return k.clone() if weight is None else k * weight
+
+    def _distance_at_once(self) -> Tensor:
+        if self.z1 is None and self.differences is None:
+            self._bind_differences()
+        if self.differences is None:
+            return self._distance(None, None)
+        x = self.values[self.slots[0]]
+        r2 = torch.matmul(self.differences, self.lengthscale.square().reciprocal_().mT)
+        r2 = r2.view(*x.shape[:-1], x.size(-2))
+        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
+
+    def _bind_differences(self) -> None:
+        x, lengthscale = self.values[self.slots[0]], self.parameters[0]
+        if lengthscale is None or x.requires_grad or x.numel() * x.size(-2) > _FEW_DIFFERENCES:
+            return
+        self.lengthscale, self.shape_parameter = (_of(each, self.values) for each in self.parameters)
+        if self.lengthscale.dtype == x.dtype:
+            differences = (x.unsqueeze(-2) - x.unsqueeze(-3)).square_().flatten(-3, -2)
+            is_shared = self.lengthscale.size(-1) < x.size(-1)
+            self.differences = differences.sum(-1, keepdim=True) if is_shared else differences
+
+    # With W = G o dK/dr^2, elementwise, and r^2_ij = |z_i - z'_j|^2, a product of W and one of its transpose give all:
+    #   dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i        dL/dx = (dL/dz) / lengthscale
+    #   dL/dz'_j = 2 (sum_i W_ij) z'_j - 2 (W^T z)_j
+    #   dL/dlengthscale_d = -(sum_i z_id dL/dz_id + sum_j z'_jd dL/dz'_jd) / lengthscale_d
+    # Where the squared differences D_ijd of the inputs are few, r^2_ij = sum_d D_ijd / lengthscale_d^2, and
+    #   dL/dlengthscale_d = -2 (sum_ij W_ij D_ijd) / lengthscale_d^3
 
     def pull_back(
         self,
@@ -309,17 +341,9 @@ class Stationary:
         cols: Rows = None,
         weight: Tensor | None = None,
         inner: bool = False,
-        symmetric: bool = False,
     ) -> Tensor | None:
         r"""
         Take the cotangent of a block back to the tensors.
-
-        With :math:`\mathbf W = \mathbf G \circ \partial \mathbf K / \partial \mathbf r^2` and
-        :math:`r^2_{ij} = \Vert \mathbf z_i - \mathbf z'_j \Vert^2`, one product of W and one of its transpose give all:
-
-            dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i        dL/dx = (dL/dz) / lengthscale
-            dL/dz'_j = 2 (sum_i W_ij) z'_j - 2 (W^T z)_j
-            dL/dlengthscale_d = -(sum_i z_id dL/dz_id + sum_j z'_jd dL/dz'_jd) / lengthscale_d
 
         :param cotangents: Where they are summed.
         :param grad: The block's cotangent G (... x N x M).
@@ -327,31 +351,79 @@ class Stationary:
         :param cols: The block's columns.
         :param weight: What the block is multiplied by (a scalar, or ... x 1 x 1).
         :param inner: Whether to return :math:`\sum_{ij} G_{ij} K_{ij}`, K without the weight.
-        :param symmetric: Whether the block is a whole symmetric matrix, whose cotangent may be overwritten.
         """
-        needed, (slot1, slot2), (lengthscale, shape) = cotangents.needed, self.slots, self.parameters
-        if shape is not None and needed[shape.slot]:
-            slope = self.profile.shape_slope(self._distance(rows, cols), self.shape_parameter) * grad
-            slope = slope if weight is None else slope * weight
-            shape.add(cotangents, slope.sum((-2, -1), keepdim=True))
-        k, slope, c = self.kept or self.profile.block(self._distance(rows, cols), self.shape_parameter)
-        lengthscale_needed = lengthscale is not None and needed[lengthscale.slot]
-        if not (needed[slot1] or needed[slot2] or lengthscale_needed):
+        if self.parameters[1] is not None:
+            self._pull_back_shape(cotangents, grad, self._distance(rows, cols), weight)
+        k, slope, c = self.profile.block(self._distance(rows, cols), self.shape_parameter)
+        if not self._reaches(cotangents):
+            return _total(grad * k) if inner else None
+        w = grad * slope
+        res = None if not inner else _total(w if slope is k else grad * k)
+        self._pull_back_slope(cotangents, w, c, rows, cols, weight, symmetric=False)
+        return res
+
+    def pull_back_at_once(
+        self, cotangents: Cotangents, grad: Tensor, weight: Tensor | None = None, inner: bool = False
+    ) -> Tensor | None:
+        """Take the cotangent of the whole matrix that :meth:`evaluate_at_once` returned back to the tensors. Once.
+
+        :param cotangents: Where they are summed.
+        :param grad: The matrix's cotangent (... x N x N), symmetric.
+        :param weight: See :meth:`pull_back`.
+        :param inner: See :meth:`pull_back`.
+        """
+        grad = grad if grad.is_contiguous() else grad.mT  # from LAPACK's order of the elements to that of the rest
+        if self.parameters[1] is not None:
+            self._pull_back_shape(cotangents, grad, self._distance_at_once(), weight)
+        k, slope, c = self.kept
+        if not self._reaches(cotangents):
             return _total(grad * k) if inner else None
         res = _total(grad * k) if inner and slope is not k else None
-        w = grad.mul_(slope) if symmetric else grad * slope
+        w = slope.mul_(grad)
+        if inner and slope is k:
+            res = _total(w)
+        if self.differences is None:
+            self._pull_back_slope(cotangents, w, c, None, None, weight, symmetric=True)
+        else:
+            total = torch.matmul(w.view(*w.shape[:-2], 1, -1), self.differences)
+            total = total.mul_(-2 * c).div_(self.lengthscale.pow(3))
+            self.parameters[0].add(cotangents, total if weight is None else total.mul_(weight))
+        return res
+
+    def _reaches(self, cotangents: Cotangents) -> bool:
+        needed, (slot1, slot2), (lengthscale, _) = cotangents.needed, self.slots, self.parameters
+        return needed[slot1] or needed[slot2] or (lengthscale is not None and needed[lengthscale.slot])
+
+    def _pull_back_shape(self, cotangents: Cotangents, grad: Tensor, distance: Tensor, weight: Tensor | None) -> None:
+        shape = self.parameters[1]
+        if cotangents.needed[shape.slot]:
+            slope = self.profile.shape_slope(distance, self.shape_parameter) * grad
+            slope = slope if weight is None else slope * weight
+            shape.add(cotangents, slope.sum((-2, -1), keepdim=True))
+
+    def _pull_back_slope(
+        self,
+        cotangents: Cotangents,
+        w: Tensor,
+        c: float,
+        rows: Rows,
+        cols: Rows,
+        weight: Tensor | None,
+        symmetric: bool,
+    ) -> None:
+        # W / c is given, and may be overwritten.
+        needed, (slot1, slot2), lengthscale = cotangents.needed, self.slots, self.parameters[0]
+        lengthscale_needed = lengthscale is not None and needed[lengthscale.slot]
         if lengthscale_needed and self.profile.is_kinked and self.lengthscale.size(-1) == 1:
             # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
             total = (w * self._distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
             total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
             lengthscale.add(cotangents, total)
             lengthscale_needed = False
-        z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
-        if inner and slope is k:
-            res = _total(w)
         if self.is_square:
             # Cancels in what follows, but its rounding, times z, would not.
             self._diagonal_of(w, rows, cols).zero_()
+        z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         row_sums = w.sum(-1, keepdim=True)
         if symmetric:
             sides = [(slot1, w, row_sums, z1, z1, 4 * c, None)]
@@ -369,7 +441,6 @@ class Stationary:
                 if needed[slot]:
                     grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
                     cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
-        return res
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of the covariance of inputs with themselves by differentiable operations (... x 1)."""
@@ -407,20 +478,33 @@ class Scaled:
         """See :attr:`Stationary.shape`."""
         return self.child.shape
 
-    def evaluate(
-        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
-    ) -> Tensor:
-        """See :meth:`Stationary.evaluate`."""
-        return self.child.evaluate(rows, cols, self.weight if weight is None else weight * self.weight, keep)
+    def _times(self, weight: Tensor | None) -> Tensor:
+        return self.weight if weight is None else weight * self.weight
 
-    def pull_back(
-        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
-    ) -> Tensor | None:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
+        """See :meth:`Stationary.evaluate`."""
+        return self.child.evaluate(rows, cols, self._times(weight))
+
+    def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
+        """See :meth:`Stationary.evaluate_at_once`."""
+        return self.child.evaluate_at_once(self._times(weight))
+
+    def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`. The cotangent of the scale is sum_ij G_ij K_ij over the unscaled matrix."""
-        needed = cotangents.needed[self.parameter.slot]
-        child_weight = self.weight if weight is None else weight * self.weight
-        total = self.child.pull_back(cotangents, grad, rows, cols, child_weight, inner or needed, symmetric)
-        if needed:
+        inner_needed = inner or cotangents.needed[self.parameter.slot]
+        total = self.child.pull_back(cotangents, grad, rows, cols, self._times(weight), inner_needed)
+        return self._pull_back_scale(cotangents, total, weight, inner)
+
+    def pull_back_at_once(self, cotangents, grad, weight=None, inner=False) -> Tensor | None:
+        """See :meth:`Stationary.pull_back_at_once` and :meth:`pull_back`."""
+        inner_needed = inner or cotangents.needed[self.parameter.slot]
+        total = self.child.pull_back_at_once(cotangents, grad, self._times(weight), inner_needed)
+        return self._pull_back_scale(cotangents, total, weight, inner)
+
+    def _pull_back_scale(
+        self, cotangents: Cotangents, total: Tensor | None, weight: Tensor | None, inner: bool
+    ) -> Tensor | None:
+        if cotangents.needed[self.parameter.slot]:
             outer = None if weight is None else weight if weight.dim() == 0 else weight[..., 0, 0]
             self.parameter.add(cotangents, total if outer is None else total * outer)
         return total * self.scale if inner else None
@@ -455,21 +539,22 @@ class _Composite:
 class Sum(_Composite):
     """A sum of matrices. See :class:`_Composite`."""
 
-    def evaluate(
-        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
-    ) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return sum(child.evaluate(rows, cols, weight, keep) for child in self.children)
+        return reduce(operator.add, (child.evaluate(rows, cols, weight) for child in self.children))
 
-    def pull_back(
-        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
-    ) -> Tensor | None:
+    def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
+        """See :meth:`Stationary.evaluate_at_once`."""
+        return reduce(operator.iadd, (child.evaluate_at_once(weight) for child in self.children))
+
+    def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`."""
-        grads = [grad.clone() if symmetric else grad for _ in self.children[1:]] + [grad]
-        totals = [
-            child.pull_back(cotangents, own, rows, cols, weight, inner, symmetric)
-            for child, own in zip(self.children, grads, strict=True)
-        ]
+        totals = [child.pull_back(cotangents, grad, rows, cols, weight, inner) for child in self.children]
+        return sum(totals) if inner else None
+
+    def pull_back_at_once(self, cotangents, grad, weight=None, inner=False) -> Tensor | None:
+        """See :meth:`Stationary.pull_back_at_once`."""
+        totals = [child.pull_back_at_once(cotangents, grad, weight, inner) for child in self.children]
         return sum(totals) if inner else None
 
     def diagonal(self) -> Tensor:
@@ -484,26 +569,34 @@ class Sum(_Composite):
 class Product(_Composite):
     """An elementwise product of matrices. See :class:`_Composite`."""
 
-    def evaluate(
-        self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None, keep: bool = False
-    ) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
         first, *others = self.children
-        blocks = (child.evaluate(rows, cols, keep=keep) for child in others)
-        return reduce(operator.mul, blocks, first.evaluate(rows, cols, weight, keep))
+        blocks = (child.evaluate(rows, cols) for child in others)
+        return reduce(operator.mul, blocks, first.evaluate(rows, cols, weight))
 
-    def pull_back(
-        self, cotangents, grad, rows=None, cols=None, weight=None, inner=False, symmetric=False
-    ) -> Tensor | None:
+    def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
+        """See :meth:`Stationary.evaluate_at_once`."""
+        self.kept = [child.evaluate_at_once() for child in self.children]
+        res = reduce(operator.mul, self.kept)
+        return res if weight is None else res * weight
+
+    def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`. Each factor's cotangent is G times the product of the others."""
         blocks = [child.evaluate(rows, cols) for child in self.children]
         totals = [
-            child.pull_back(
-                cotangents, reduce(operator.mul, blocks[:i] + blocks[i + 1 :], grad), rows, cols, weight, inner
-            )
-            for i, child in enumerate(self.children)
+            child.pull_back(cotangents, own, rows, cols, weight, inner)
+            for child, own in zip(self.children, _times_others(grad, blocks), strict=True)
         ]
         return totals[0]  # each factor times the product of the others is the whole
+
+    def pull_back_at_once(self, cotangents, grad, weight=None, inner=False) -> Tensor | None:
+        """See :meth:`Stationary.pull_back_at_once` and :meth:`pull_back`."""
+        totals = [
+            child.pull_back_at_once(cotangents, own, weight, inner)
+            for child, own in zip(self.children, _times_others(grad, self.kept), strict=True)
+        ]
+        return totals[0]
 
     def diagonal(self) -> Tensor:
         """See :meth:`Stationary.diagonal`."""
@@ -512,6 +605,11 @@ class Product(_Composite):
     def plain(self) -> Tensor:
         """See :meth:`Stationary.plain`."""
         return reduce(operator.mul, (child.plain() for child in self.children))
+
+
+def _times_others(grad: Tensor, blocks: list[Tensor]) -> Iterator[Tensor]:
+    for i in range(len(blocks)):
+        yield reduce(operator.mul, blocks[:i] + blocks[i + 1 :], grad)
 
 
 Matrix = Stationary | Scaled | Sum | Product

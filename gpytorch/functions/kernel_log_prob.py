@@ -70,8 +70,8 @@ class KernelLogProb(Function):
         :return: The log density (...), or those of the columns (... x S).
         """
         matrix = expression(values)
-        at_once = at_once and _is_small(matrix.shape, residual)
-        factor = _factorize(matrix, noises, values, keep=at_once)
+        at_once = at_once and _is_small(residual)
+        factor = _factorize(matrix, noises, values, at_once)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
         log_diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=not ctx.is_vector)
@@ -81,7 +81,7 @@ class KernelLogProb(Function):
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
         if at_once:
             ctx.save_for_backward(residual, *values)
-            ctx.gradient = _gradient(ctx, matrix, None, factor, half, residual, values)
+            ctx.gradient = _gradient_at_once(ctx, matrix, factor, half, residual, values)
         else:
             ctx.save_for_backward(residual, *values, factor, half)
             ctx.matrix = matrix
@@ -97,7 +97,7 @@ class KernelLogProb(Function):
         *values, factor, half = values
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
         factor = factor if _may_overwrite() else factor.clone()
-        return None, None, None, *_gradient(ctx, ctx.matrix, grad, factor, half, residual, values)
+        return None, None, None, *_gradient(ctx, grad, factor, half, residual, values)
 
 
 # With A = K^-1 R and g_s the cotangent of the log density of column s,
@@ -108,45 +108,57 @@ class KernelLogProb(Function):
 # right of the diagonal, those right of it twice.
 
 
-def _gradient(
-    ctx, matrix: Matrix, grad: Tensor | None, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
+def _gradient_at_once(
+    ctx, matrix: Matrix, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    # The cotangents of residual and values for those of the log density, `grad` (... x 1 x S), or 1 if there are none.
-    # The factor is overwritten.
+    # The gradient of the log density in residual and values. The factor is overwritten.
     residual_needed, *needed = ctx.needs_input_grad[3:]
     alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    weighted = alpha if grad is None else alpha * grad
+    grad_residual = alpha.neg().view_as(residual) if residual_needed else None
+    if not any(needed):
+        return [grad_residual, *(None for _ in needed)]
+    cotangents = Cotangents(values, needed)
+    grad_matrix = add_product_(cholesky_inverse_(factor), alpha, alpha.mT, beta=-0.5, alpha=0.5)
+    _pull_back_noise(ctx.noises, cotangents, grad_matrix)
+    matrix.pull_back_at_once(cotangents, grad_matrix)
+    return [grad_residual, *cotangents.sums]
+
+
+def _gradient(
+    ctx, grad: Tensor, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
+) -> list[Tensor | None]:
+    # The cotangents of residual and values for those of the log density, `grad` (... x 1 x S). The factor is
+    # overwritten.
+    residual_needed, *needed = ctx.needs_input_grad[3:]
+    alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    weighted = alpha * grad
     grad_residual = weighted.neg().view_as(residual) if residual_needed else None
     if not any(needed):
         return [grad_residual, *(None for _ in needed)]
-    grad_matrix = cholesky_inverse_(factor)
-    cotangents = Cotangents(values, needed)
-    if grad is None:
-        add_product_(grad_matrix, alpha, alpha.mT, beta=-0.5, alpha=0.5)
-        _pull_back_noise(ctx.noises, cotangents, grad_matrix)
-        matrix.pull_back(cotangents, grad_matrix, symmetric=True)
-    else:
-        total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
-        for start, stop in row_blocks(matrix.shape, matrix.device):
-            rows, cols = slice(start, stop), slice(start, None)
-            block = grad_matrix[..., rows, cols].mul_(-total)
-            add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
-            block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            matrix.pull_back(cotangents, block, rows, cols)
-        _pull_back_noise(ctx.noises, cotangents, grad_matrix)
+    cotangents, grad_matrix = Cotangents(values, needed), cholesky_inverse_(factor)
+    total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
+    for start, stop in row_blocks(ctx.matrix.shape, ctx.matrix.device):
+        rows, cols = slice(start, stop), slice(start, None)
+        block = grad_matrix[..., rows, cols].mul_(-total)
+        add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
+        block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        ctx.matrix.pull_back(cotangents, block, rows, cols)
+    _pull_back_noise(ctx.noises, cotangents, grad_matrix)
     return [grad_residual, *cotangents.sums]
 
 
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:
+    grad = grad_matrix.diagonal(dim1=-2, dim2=-1)
     for noise in noises:
         if cotangents.needed[noise.slot]:
-            grad = grad_matrix.diagonal(dim1=-2, dim2=-1).sum_to_size(cotangents.values[noise.slot].shape)
-            # What follows may overwrite the matrix, and a sum over nothing is a view of it.
-            noise.add(cotangents, grad.clone() if grad.shape[-1:] == grad_matrix.shape[-1:] else grad)
+            # Not the diagonal itself, which would keep the matrix.
+            is_shared = cotangents.values[noise.slot].size(-1) == 1
+            noise.add(cotangents, grad.sum(-1, keepdim=True) if is_shared else grad.clone())
 
 
-def _is_small(shape: Sequence[int], like: Tensor) -> bool:
-    return math.prod(shape) * like.element_size() <= _AT_ONCE.get(like.device.type, _AT_ONCE["cpu"])
+def _is_small(residual: Tensor) -> bool:
+    size = residual.numel() * residual.size(-1) * residual.element_size()
+    return size <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
 
 
 def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
@@ -191,7 +203,7 @@ def factorize(expression: Expression, noises: Sequence[Parameter], values: Seque
     :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).
     :param values: The tensors that the matrix and the noises are made of.
     """
-    return _factorize(expression(values), noises, values, keep=False)
+    return _factorize(expression(values), noises, values, at_once=False)
 
 
 def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
@@ -259,14 +271,14 @@ def _may_overwrite() -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Tensor], keep: bool) -> Tensor:
+def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Tensor], at_once: bool) -> Tensor:
     # A large matrix is factorized in its own memory. Where that fails it is evaluated again; psd_safe_cholesky warns,
     # adds jitter or raises, as it does for everybody.
     if settings.verbose_linalg.on():
         settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
-    covar = _add_noise(matrix.evaluate(keep=True) if keep else evaluate_upper(matrix), noises, values)
-    info = torch.empty(covar.shape[:-2], dtype=torch.int32, device=covar.device)
-    factor, info = torch.linalg.cholesky_ex(covar.mT, out=(covar.mT, info))
+    covar = _add_noise(matrix.evaluate_at_once() if at_once else evaluate_upper(matrix), noises, values)
+    factor = covar.mT  # in LAPACK's order. One and the same tensor: another view would be copied onto itself.
+    _, info = torch.linalg.cholesky_ex(factor, out=(factor, factor.new_empty(factor.shape[:-2], dtype=torch.int32)))
     if linear_operator_settings.trace_mode.on() or not (info.any() if info.dim() else info):
         return factor
     return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))

@@ -9,7 +9,7 @@ from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..constraints.unconstrained import Softplus
+from ..constraints.unconstrained import Softplus, constrained
 from ..dense import unevaluated
 from ..distributions import MultivariateNormal
 from ..functions.kernel_log_prob import add_diagonal
@@ -58,7 +58,7 @@ def fantasy_noise(
 
 def _noise(likelihood: Likelihood, shape: torch.Size, inputs: list[Tensor], kwargs: dict) -> Tensor | None:
     noise = marginal_noise(likelihood, shape, (inputs,), kwargs)
-    return noise.value() if isinstance(noise, Softplus) else noise
+    return constrained(*noise) if isinstance(noise, Softplus) else noise
 
 
 def fantasy_covariances(full_covar: LinearOperator, num_train: int, noise: Tensor) -> tuple[Tensor, Tensor]:

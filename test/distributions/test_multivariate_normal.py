@@ -293,8 +293,8 @@ def errors_in_float32(case: str, noise: float, seed: int, spread: float = 1.0) -
 @pytest.mark.parametrize("noise", [1e-1, 1e-3])
 @pytest.mark.parametrize("case", FLOAT32)
 def test_float32_is_no_further_from_float64_than_upstream(case: str, noise: float) -> None:
-    # One rounding error says little; the mean over seeds does.
-    on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(60)], strict=True)
+    # One rounding error says little, and a few are large; the mean over many seeds does.
+    on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(200)], strict=True)
     ours, theirs = torch.stack(on).mean(0), torch.stack(off).mean(0)
     assert (ours <= 1.5 * theirs + 1e-6).all(), f"{ours.tolist()} against {theirs.tolist()}"
 

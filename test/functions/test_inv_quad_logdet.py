@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from unittest.mock import MagicMock
 
@@ -17,6 +18,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gpytorch.functions import TensorInvQuadLogdet
 from gpytorch.functions.cholesky_inverse import cholesky_inverse_
+
+MODULE = sys.modules[TensorInvQuadLogdet.__module__]  # its name in the package is the function's
 
 
 def operands(matrix: tuple[int, ...], rhs: tuple[int, ...], n: int, columns: int = 1) -> tuple[Tensor, Tensor]:
@@ -145,9 +148,9 @@ def test_third_derivative_matches_linear_operator() -> None:
 
 def test_one_factorization_serves_many_right_hand_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     factorize = MagicMock(wraps=torch.linalg.cholesky_ex)
-    invert = MagicMock(wraps=torch.cholesky_inverse)
+    invert = MagicMock(wraps=cholesky_inverse_)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", factorize)
-    monkeypatch.setattr(torch, "cholesky_inverse", invert)
+    monkeypatch.setattr(MODULE, "cholesky_inverse_", invert)
     matrix, rhs = operands((), (40, 5), 6)
     weighted(*TensorInvQuadLogdet.apply(matrix, rhs)).backward()
     assert [call.args[0].shape for call in factorize.call_args_list] == [(6, 6)]
@@ -156,8 +159,8 @@ def test_one_factorization_serves_many_right_hand_sides(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("wants", ["matrix", "rhs", "both"])
 def test_backward_computes_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, wants: str) -> None:
-    invert = MagicMock(wraps=torch.cholesky_inverse)
-    monkeypatch.setattr(torch, "cholesky_inverse", invert)
+    invert = MagicMock(wraps=cholesky_inverse_)
+    monkeypatch.setattr(MODULE, "cholesky_inverse_", invert)
     matrix, rhs = operands((), (), 5)
     expected = torch.autograd.grad(weighted(*of_linear_operator(matrix, rhs)), (matrix, rhs))
     matrix.requires_grad_(wants != "rhs")
@@ -171,8 +174,8 @@ def test_backward_computes_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_inverse_quadratic_form_alone_needs_no_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
-    invert = MagicMock(wraps=torch.cholesky_inverse)
-    monkeypatch.setattr(torch, "cholesky_inverse", invert)
+    invert = MagicMock(wraps=cholesky_inverse_)
+    monkeypatch.setattr(MODULE, "cholesky_inverse_", invert)
     matrix, rhs = operands((), (), 5)
     TensorInvQuadLogdet.apply(matrix, rhs)[0].backward()
     assert not invert.called

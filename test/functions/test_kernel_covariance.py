@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.functions import kernel_covariance
 from gpytorch.kernels import Kernel
 
 NONE = torch.Size([])
@@ -92,6 +93,23 @@ def test_leaf_matches_upstream(case: str, of_inputs: bool, ard: int, batch: torc
 def test_composition_matches_upstream(case: str, of_inputs: bool, batch: torch.Size) -> None:
     kernel = scatter(COMPOSITIONS[case](batch).double())
     compare_kernel(kernel, inputs(11, 3, batch).requires_grad_(of_inputs))
+
+
+@pytest.mark.parametrize("batch", [NONE, torch.Size([2])], ids=str)
+@pytest.mark.parametrize("ard", [1, 3])
+@pytest.mark.parametrize("case", LEAVES)
+def test_distances_from_differences_and_from_products_match_upstream(
+    case: str, ard: int, batch: torch.Size, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = scatter(scaled(LEAVES[case](batch_shape=batch, **({"ard_num_dims": ard} if ard > 1 else {}))).double())
+    leaves, x = dict(kernel.named_parameters()), inputs(11, 3, batch)
+    by_differences = evaluate(lambda: log_prob(kernel, x), leaves, flag=True)
+    monkeypatch.setattr(kernel_covariance, "_FEW_DIFFERENCES", 0)
+    compare_kernel(kernel, x, **({"rtol": 1e-5} if case == "matern 1/2" and ard > 1 else {}))
+    by_products = evaluate(lambda: log_prob(kernel, x), leaves, flag=True)
+    assert_near(by_differences.value, by_products.value)
+    for name, grad in by_differences.grads.items():
+        assert_near(grad, by_products.grads[name], rtol=1e-7 if case == "matern 1/2" else 1e-9)
 
 
 @pytest.mark.parametrize(
