@@ -224,8 +224,10 @@ def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
         kernel._batch_shape != batch_shape or type(kernel).batch_shape is not Kernel.batch_shape
     ):
         return False
-    children = (child for child in kernel._modules.values() if child is not None and not is_constraint(child))
-    return all(_has_batch_shape(child, batch_shape) for child in children)
+    for child in kernel._modules.values():
+        if child is not None and not is_constraint(child) and not _has_batch_shape(child, batch_shape):
+            return False
+    return True
 
 
 def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:

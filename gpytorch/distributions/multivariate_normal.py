@@ -5,6 +5,8 @@ from __future__ import annotations
 from linear_operator import LinearOperator
 from torch import Tensor
 
+import gpytorch  # whose `dense` imports this module
+
 from .. import _upstream, settings
 
 _upstream.extend(__name__)
@@ -17,9 +19,7 @@ _upstream_log_prob = MultivariateNormal.log_prob  # noqa: F821
 def __init__(self, mean: Tensor, covariance_matrix: Tensor | LinearOperator, validate_args: bool = False):
     batch_shape = None
     if settings.use_torch_tensors.on() and not validate_args:
-        from ..dense import unbroadcast_batch_shape  # the kernels, which it knows, import this module
-
-        batch_shape = unbroadcast_batch_shape(mean, covariance_matrix)
+        batch_shape = gpytorch.dense.unbroadcast_batch_shape(mean, covariance_matrix)
     if batch_shape is None:
         return _upstream_init(self, mean, covariance_matrix, validate_args)
     # What upstream sets, with no operator asked for its shape.
@@ -49,14 +49,12 @@ def log_prob(self, value: Tensor) -> Tensor:
     """
     if settings.use_torch_tensors.off():
         return _upstream_log_prob(self, value)
-    from ..dense import decide, note
-
     # With log_prob off, upstream takes the distribution's own factor, if it has one by now.
     factor = self._MultivariateNormal__unbroadcasted_scale_tril
     if settings.fast_computations.log_prob.off() and factor is not None:
-        note(False, "the distribution has a factor already")
+        gpytorch.dense.note(False, "the distribution has a factor already")
         return _upstream_log_prob(self, value)
-    log_prob_of_residual = decide(self.lazy_covariance_matrix)
+    log_prob_of_residual = gpytorch.dense.decide(self.lazy_covariance_matrix)
     if log_prob_of_residual is None:
         return _upstream_log_prob(self, value)
     if self._validate_args:

@@ -71,7 +71,7 @@ class Cotangents:
     def add(self, slot: int, cotangent: Tensor, rows: Rows = None) -> None:
         """Add `cotangent` to those of the tensor at `slot`, or of these of its rows."""
         value, before = self.values[slot], self.sums[slot]
-        target = _take(value, rows)
+        target = value if rows is None else value[..., rows, :]
         if cotangent.shape != target.shape:
             cotangent = cotangent.sum_to_size(target.shape)
         if rows is None:
@@ -79,7 +79,7 @@ class Cotangents:
             return
         if before is None:
             before = self.sums[slot] = torch.zeros_like(value)
-        _take(before, rows).add_(cotangent)
+        before[..., rows, :].add_(cotangent)
 
 
 class Parameter:
@@ -107,10 +107,6 @@ class Parameter:
         if self.is_raw:
             cotangent = softplus_backward(cotangent, cotangents.values[self.slot], 1, 20)
         cotangents.add(self.slot, cotangent)
-
-
-def _of(parameter: Parameter | None, values: Sequence[Tensor]) -> Tensor | None:
-    return None if parameter is None else parameter.of(values)
 
 
 # A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
@@ -242,7 +238,9 @@ class Stationary:
         # When the first element is asked for: the diagonal can do without.
         if self.z1 is not None:
             return
-        self.lengthscale, self.shape_parameter = (_of(each, self.values) for each in self.parameters)
+        lengthscale, shape = self.parameters
+        self.lengthscale = lengthscale and lengthscale.of(self.values)
+        self.shape_parameter = shape and shape.of(self.values)
         self.z1, self.z2 = (self.values[slot] for slot in self.slots)
         if self.lengthscale is not None:
             origin = (self.z1 if self.z1.dim() < self.z2.dim() else self.z2).detach().mean(-2, keepdim=True)
@@ -320,7 +318,8 @@ class Stationary:
         x, lengthscale = self.values[self.slots[0]], self.parameters[0]
         if lengthscale is None or x.requires_grad or x.numel() * x.size(-2) > _FEW_DIFFERENCES:
             return
-        self.lengthscale, self.shape_parameter = (_of(each, self.values) for each in self.parameters)
+        shape = self.parameters[1]
+        self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)
         if self.lengthscale.dtype == x.dtype:
             differences = (x.unsqueeze(-2) - x.unsqueeze(-3)).square_().flatten(-3, -2)
             is_shared = self.lengthscale.size(-1) < x.size(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from linear_operator import settings as linear_operator_settings
@@ -87,13 +88,18 @@ class KernelLogProb(Function):
             ctx.matrix = matrix
         return res
 
+    @classmethod
+    def apply(cls, *args: Any) -> Tensor:
+        """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
+        return super(Function, cls).apply(*args)
+
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable():
             return _differentiable_backward(ctx, grad)
         residual, *values = ctx.saved_tensors
         if ctx.gradient is not None:
-            return None, None, None, *(_scale(cotangent, grad) for cotangent in ctx.gradient)
+            return None, None, None, *_scaled(ctx.gradient, grad)
         *values, factor, half = values
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
         factor = factor if _may_overwrite() else factor.clone()
@@ -161,11 +167,10 @@ def _is_small(residual: Tensor) -> bool:
     return size <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
 
 
-def _scale(cotangent: Tensor | None, grad: Tensor) -> Tensor | None:
-    if cotangent is None:
-        return None
-    missing = cotangent.dim() - grad.dim()
-    return cotangent * (grad if grad.dim() == 0 or missing == 0 else grad.reshape(grad.shape + (1,) * missing))
+def _scaled(gradient: list[Tensor | None], grad: Tensor) -> list[Tensor | None]:
+    if grad.dim() == 0:
+        return [None if each is None else each * grad for each in gradient]
+    return [None if each is None else each * grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in gradient]
 
 
 def log_prob(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from linear_operator.operators import LinearOperator, TriangularLinearOperator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 
+import gpytorch  # whose `dense` imports this package
+
 from .. import _upstream, settings
 
 _upstream_cholesky = LinearOperator._cholesky
@@ -18,9 +20,7 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     """
     if settings.use_torch_tensors.off() or self.size(-1) == 1:
         return _upstream_cholesky(self, upper)
-    from ..dense import structured
-
     evaluated = self.evaluate_kernel()
-    if structured(evaluated) is not None:
+    if gpytorch.dense.structured(evaluated) is not None:
         return _upstream_cholesky(evaluated, upper)
     return TriangularLinearOperator(psd_safe_cholesky(evaluated.to_dense(), upper=upper), upper=upper)

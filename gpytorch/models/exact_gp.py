@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import gpytorch  # whose `dense` imports this package
+
 from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
@@ -41,11 +43,9 @@ def _get_test_prior_mean_and_covariances(
     covariances are returned before they are evaluated. Where the model hands its inputs to its kernel as they are, the
     training inputs do not go through the model again.
     """
-    # Which the kernels, below the models, have to be there for
-    from .dense_prediction_strategy import DensePredictionStrategy
-
     strategy = self.prediction_strategy
-    if not isinstance(strategy, DensePredictionStrategy) or not strategy.takes_tensors():
+    takes_tensors = getattr(strategy, "takes_tensors", None)  # one of our own
+    if takes_tensors is None or not takes_tensors():
         return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
     prior = _test_prior(self, strategy, train_inputs, test_inputs, kwargs)
     return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
@@ -58,8 +58,6 @@ def _test_prior(
     test_inputs: Iterable[Tensor],
     kwargs: dict,
 ) -> tuple | None:
-    from ..dense import ClosedFormPrior, closed_form_of
-
     (train_input, *other_inputs), (test_input, *_) = train_inputs, test_inputs
     train_prior_dist, own_input = strategy.train_prior_dist, strategy.train_inputs[0]
     train_covar = train_prior_dist.lazy_covariance_matrix
@@ -75,11 +73,11 @@ def _test_prior(
     # A view, so that test inputs which are the very training inputs do not make the matrix one with itself: its rows
     # are to be taken apart from its columns.
     columns = train_covar.x2.view_as(train_covar.x2)
-    cross_covar = closed_form_of(test_covar.kernel, test_covar.x1, columns)
+    cross_covar = gpytorch.dense.closed_form_of(test_covar.kernel, test_covar.x1, columns)
     if cross_covar is None:
         cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
     else:
-        test_covar = ClosedFormPrior(cross_covar)
+        test_covar = gpytorch.dense.ClosedFormPrior(cross_covar)
     batch_shape = prior.batch_shape
     if train_prior_dist.batch_shape != batch_shape:
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
