@@ -52,6 +52,11 @@ def _total(matrix: Tensor) -> Tensor:
     return matrix.sum() if matrix.dim() == 2 else matrix.sum((-2, -1))
 
 
+def _are_few(x1: Tensor, x2: Tensor) -> bool:
+    # Whether to take the differences of the coordinates
+    return x1.numel() * x2.size(-2) <= _FEW_DIFFERENCES
+
+
 def _take(tensor: Tensor, rows: Rows) -> Tensor:
     return tensor if rows is None else tensor[..., rows, :]
 
@@ -268,7 +273,7 @@ class Stationary:
         self._bind()
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
         of_distance = self.profile.of_distance
-        is_small = z1.numel() * z2.size(-2) <= _FEW_DIFFERENCES
+        is_small = _are_few(z1, z2)
         if of_distance and (is_small or not self.is_square):
             return torch.cdist(z1, z2, compute_mode=_CDIST[is_small]).clamp_min_(_TINY)
         if is_small:
@@ -316,7 +321,7 @@ class Stationary:
 
     def _bind_differences(self) -> None:
         x, lengthscale = self.values[self.slots[0]], self.parameters[0]
-        if lengthscale is None or x.requires_grad or x.numel() * x.size(-2) > _FEW_DIFFERENCES:
+        if lengthscale is None or x.requires_grad or not _are_few(x, x):
             return
         shape = self.parameters[1]
         self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -109,7 +108,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         # What the parameters are of which a factor is made
         prior = self.train_prior_dist
         kernel = getattr(prior.lazy_covariance_matrix, "kernel", None) if prior.islazy else None
-        return (*_states(self.likelihood), *(() if kernel is None else _states(kernel)))
+        parameters: list[Tensor] = []
+        for module in (self.likelihood, kernel):
+            if module is not None:
+                _add_parameters(module, parameters)
+        is_readable = not is_transformed()
+        return tuple([_state(parameter, is_readable) for parameter in parameters])
 
     @cached(name="factor")
     def _factor(self, detached: bool, states: tuple) -> CholeskyFactor:
@@ -204,22 +208,20 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
 
 
-def _states(module: torch.nn.Module) -> Iterator[int | bytes | str]:
+def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
     # Module.parameters() makes up names, at the cost of a small matrix product.
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            yield _state(parameter)
+    parameters += [parameter for parameter in module._parameters.values() if parameter is not None]
     if isinstance(module, FixedGaussianNoise):
-        yield _state(module.noise)
+        parameters.append(module.noise)
     for child in module._modules.values():
         if child is not None and not is_constraint(child):
-            yield from _states(child)
+            _add_parameters(child, parameters)
 
 
-def _state(parameter: Tensor) -> int | bytes | str:
+def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
     # What is set through `.data`, as `module.lengthscale = 0.5` does, counts no version: the values tell. Only where
     # they cannot be read, or not without waiting for a device, does the version.
-    if parameter.is_cpu and not is_transformed() and not is_functorch_wrapped_tensor(parameter):
+    if is_readable and parameter.is_cpu and not is_functorch_wrapped_tensor(parameter):
         return parameter.detach().numpy().tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version

@@ -67,9 +67,9 @@ def _test_prior(
     if not _is_of(train_covar, own_input):
         return None
     prior = Module.__call__(model, test_input, **kwargs)
-    test_covar = prior.lazy_covariance_matrix
-    if type(prior) is not MultivariateNormal or not _is_of(test_covar, test_input):
+    if type(prior) is not MultivariateNormal or not prior.islazy or not _is_of(prior._covar, test_input):
         return None
+    test_covar = prior._covar
     # A view, so that test inputs which are the very training inputs do not make the matrix one with itself: its rows
     # are to be taken apart from its columns.
     columns = train_covar.x2.view_as(train_covar.x2)

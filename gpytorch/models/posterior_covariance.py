@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -63,7 +64,8 @@ class PosteriorCovariance(LinearOperator):
         factor: CholeskyFactor,
         shape: torch.Size,
     ):
-        LinearOperator.__init__(self, factor.blocks[0])
+        # What LinearOperator.__init__ sets
+        self._args, self._differentiable_kwargs, self._nondifferentiable_kwargs = (factor.blocks[0],), OrderedDict(), {}
         self.prior, self.cross, self.factor, self._shape = prior, cross, factor, shape
         self._is_grad_enabled = torch.is_grad_enabled()
 
@@ -84,6 +86,11 @@ class PosteriorCovariance(LinearOperator):
 
     def _explained(self, rows: slice | None) -> Tensor:
         return self.factor.half_solve(self.cross(rows).mT)
+
+    def diagonal(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+        """See upstream's, which looks at the shape first."""
+        is_plain = offset == 0 and dim1 == -2 and dim2 == -1
+        return self._diagonal() if is_plain else super().diagonal(offset, dim1, dim2)
 
     @cached(name="posterior_diagonal")
     def _diagonal(self) -> Tensor:
