@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from .constraints import GreaterThan, Interval, LessThan, Positive
 
@@ -20,12 +19,6 @@ class Softplus(NamedTuple):
 
     raw: Tensor
     lower_bound: Tensor | None
-
-
-def constrained(raw: Tensor, lower_bound: Tensor | None) -> Tensor:
-    """Return the parameter that a :class:`Softplus` stands for."""
-    value = softplus(raw)
-    return value if lower_bound is None else value + lower_bound
 
 
 _CONSTRAINTS = {Interval, GreaterThan, LessThan, Positive}

@@ -27,7 +27,7 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     :return: The inverse (... x N x N), both triangles.
     """
     n = factor.size(-1)
-    if _product_pays(factor):
+    if not factor.is_cuda and (n <= _PRODUCT_UP_TO or (n <= _PRODUCT_ON_THREADS_UP_TO and torch.get_num_threads() > 1)):
         identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
         root = torch.linalg.solve_triangular(factor, identity, upper=False)
         return torch.matmul(root.mT, root, out=factor.mT)
@@ -45,13 +45,6 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     upper_left.addmm_(y.mT, lower_left, alpha=-1)
     factor[:half, half:] = lower_left.mT
     return factor
-
-
-def _product_pays(factor: Tensor) -> bool:
-    n = factor.size(-1)
-    if factor.is_cuda or n > _PRODUCT_ON_THREADS_UP_TO:
-        return False
-    return n <= _PRODUCT_UP_TO or torch.get_num_threads() > 1
 
 
 def _invert_block_(block: Tensor) -> None:

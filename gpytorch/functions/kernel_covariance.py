@@ -16,8 +16,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import softplus
 
-from ..constraints.unconstrained import constrained
 from ._transforms import must_be_differentiable
 
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
@@ -105,7 +105,10 @@ class Parameter:
     def of(self, values: Sequence[Tensor]) -> Tensor:
         """Return the parameter, given the expression's tensors."""
         value = values[self.slot]
-        return constrained(value, self.lower_bound) if self.is_raw else value
+        if not self.is_raw:
+            return value
+        value = softplus(value)
+        return value if self.lower_bound is None else value + self.lower_bound
 
     def add(self, cotangents: Cotangents, cotangent: Tensor) -> None:
         """Add the parameter's cotangent to those of the tensor that it is made of."""
@@ -482,27 +485,26 @@ class Scaled:
         """See :attr:`Stationary.shape`."""
         return self.child.shape
 
-    def _times(self, weight: Tensor | None) -> Tensor:
-        return self.weight if weight is None else weight * self.weight
-
     def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
-        return self.child.evaluate(rows, cols, self._times(weight))
+        return self.child.evaluate(rows, cols, self.weight if weight is None else weight * self.weight)
 
     def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate_at_once`."""
-        return self.child.evaluate_at_once(self._times(weight))
+        return self.child.evaluate_at_once(self.weight if weight is None else weight * self.weight)
 
     def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`. The cotangent of the scale is sum_ij G_ij K_ij over the unscaled matrix."""
+        child_weight = self.weight if weight is None else weight * self.weight
         inner_needed = inner or cotangents.needed[self.parameter.slot]
-        total = self.child.pull_back(cotangents, grad, rows, cols, self._times(weight), inner_needed)
+        total = self.child.pull_back(cotangents, grad, rows, cols, child_weight, inner_needed)
         return self._pull_back_scale(cotangents, total, weight, inner)
 
     def pull_back_at_once(self, cotangents, grad, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back_at_once` and :meth:`pull_back`."""
+        child_weight = self.weight if weight is None else weight * self.weight
         inner_needed = inner or cotangents.needed[self.parameter.slot]
-        total = self.child.pull_back_at_once(cotangents, grad, self._times(weight), inner_needed)
+        total = self.child.pull_back_at_once(cotangents, grad, child_weight, inner_needed)
         return self._pull_back_scale(cotangents, total, weight, inner)
 
     def _pull_back_scale(

@@ -71,7 +71,8 @@ class KernelLogProb(Function):
         :return: The log density (...), or those of the columns (... x S).
         """
         matrix = expression(values)
-        at_once = at_once and _is_small(residual)
+        size = residual.numel() * residual.size(-1) * residual.element_size()
+        at_once = at_once and size <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
         factor = _factorize(matrix, noises, values, at_once)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
@@ -160,11 +161,6 @@ def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_m
             # Not the diagonal itself, which would keep the matrix.
             is_shared = cotangents.values[noise.slot].size(-1) == 1
             noise.add(cotangents, grad.sum(-1, keepdim=True) if is_shared else grad.clone())
-
-
-def _is_small(residual: Tensor) -> bool:
-    size = residual.numel() * residual.size(-1) * residual.element_size()
-    return size <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
 
 
 def _scaled(gradient: list[Tensor | None], grad: Tensor) -> list[Tensor | None]:
@@ -284,7 +280,7 @@ def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Ten
     covar = _add_noise(matrix.evaluate_at_once() if at_once else evaluate_upper(matrix), noises, values)
     factor = covar.mT  # in LAPACK's order. One and the same tensor: another view would be copied onto itself.
     _, info = torch.linalg.cholesky_ex(factor, out=(factor, factor.new_empty(factor.shape[:-2], dtype=torch.int32)))
-    if linear_operator_settings.trace_mode.on() or not (info.any() if info.dim() else info):
+    if not (info.any() if info.dim() else info) or linear_operator_settings.trace_mode.on():
         return factor
     return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))
 

@@ -9,9 +9,10 @@ from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..constraints.unconstrained import Softplus, constrained
+from ..constraints.unconstrained import Softplus
 from ..dense import unevaluated
 from ..distributions import MultivariateNormal
+from ..functions.kernel_covariance import Parameter
 from ..functions.kernel_log_prob import add_diagonal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.likelihood import Likelihood
@@ -58,7 +59,7 @@ def fantasy_noise(
 
 def _noise(likelihood: Likelihood, shape: torch.Size, inputs: list[Tensor], kwargs: dict) -> Tensor | None:
     noise = marginal_noise(likelihood, shape, (inputs,), kwargs)
-    return constrained(*noise) if isinstance(noise, Softplus) else noise
+    return Parameter(0, True, noise.lower_bound).of([noise.raw]) if isinstance(noise, Softplus) else noise
 
 
 def fantasy_covariances(full_covar: LinearOperator, num_train: int, noise: Tensor) -> tuple[Tensor, Tensor]:
