@@ -31,7 +31,7 @@ from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import Expression, KernelCovariance, Parameter, aliases, evaluate
+from .functions.kernel_covariance import Expression, KernelCovariance, Parameter, evaluate
 from .kernels.expression import Terms, kernel_expression
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
@@ -134,8 +134,9 @@ def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
     if is_transformed():
         return expression(values).plain()
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        # Views, which unlike leaves can be asked whether a backward reaches them.
-        return KernelCovariance.apply(expression, *aliases(values))
+        # Views of the leaves, which unlike these can be asked whether a backward reaches them.
+        views = (each.view_as(each) if each.requires_grad and each.is_leaf else each for each in values)
+        return KernelCovariance.apply(expression, *views)
     return evaluate(expression(values))
 
 

@@ -152,6 +152,10 @@ def as_columns(batch_shape: torch.Size, rhs: Tensor) -> tuple[Tensor, Callable[[
     """
     if rhs.shape[:-2] == batch_shape:
         return rhs, lambda rows: rows
+    if not batch_shape:
+        columns = rhs.movedim(-2, 0)
+        sizes = columns.shape[1:]
+        return columns.flatten(1), lambda rows: rows.view(rows.size(0), *sizes).movedim(0, -2)
     full = torch.broadcast_shapes(batch_shape, rhs.shape[:-2])
     padded = (1,) * (len(full) - len(batch_shape)) + tuple(batch_shape)
     shared = [i for i, size in enumerate(padded) if size == 1]

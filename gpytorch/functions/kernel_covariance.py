@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -241,6 +242,7 @@ class Stationary:
         self.is_square, self.device = x1 == x2, values[x1].device
         self.z1: Tensor | None = None
         self.differences: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor, float] | None = None
 
     def _bind(self) -> None:
         # When the first element is asked for: the diagonal can do without.
@@ -304,7 +306,7 @@ class Stationary:
         return k.mul_(weight) if fits else k * weight
 
     def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
-        """Return the whole of a square matrix, in memory of its own, and keep what :meth:`pull_back_at_once` needs.
+        """Return the whole matrix, in memory of its own, and keep what the pull-back would compute again.
 
         :param weight: What the matrix is multiplied by (a scalar, or ... x 1 x 1).
         """
@@ -313,7 +315,7 @@ class Stationary:
         return k.clone() if weight is None else k * weight
 
     def _distance_at_once(self) -> Tensor:
-        if self.z1 is None and self.differences is None:
+        if self.z1 is None and self.differences is None and self.is_square:
             self._bind_differences()
         if self.differences is None:
             return self._distance(None, None)
@@ -361,7 +363,9 @@ class Stationary:
         """
         if self.parameters[1] is not None:
             self._pull_back_shape(cotangents, grad, self._distance(rows, cols), weight)
-        k, slope, c = self.profile.block(self._distance(rows, cols), self.shape_parameter)
+        self._bind()
+        is_kept = rows is None and cols is None and self.kept is not None
+        k, slope, c = self.kept if is_kept else self.profile.block(self._distance(rows, cols), self.shape_parameter)
         if not self._reaches(cotangents):
             return _total(grad * k) if inner else None
         w = grad * slope
@@ -372,7 +376,7 @@ class Stationary:
     def pull_back_at_once(
         self, cotangents: Cotangents, grad: Tensor, weight: Tensor | None = None, inner: bool = False
     ) -> Tensor | None:
-        """Take the cotangent of the whole matrix that :meth:`evaluate_at_once` returned back to the tensors. Once.
+        """Take the cotangent of a square matrix that :meth:`evaluate_at_once` returned back to the tensors. Once.
 
         :param cotangents: Where they are summed.
         :param grad: The matrix's cotangent (... x N x N), symmetric.
@@ -431,16 +435,12 @@ class Stationary:
             # Cancels in what follows, but its rounding, times z, would not.
             self._diagonal_of(w, rows, cols).zero_()
         z1, z2 = _take(self.z1, rows), _take(self.z2, cols)
-        row_sums = w.sum(-1, keepdim=True)
-        if symmetric:
-            sides = [(slot1, w, row_sums, z1, z1, 4 * c, None)]
-        else:
-            sides = [
-                (slot1, w, row_sums, z1, z2, 2 * c, rows),
-                (slot2, w.mT, w.sum(-2).unsqueeze(-1), z2, z1, 2 * c, cols),
-            ]
-        for slot, side, sums, z, other, factor, part in sides:
+        sides = [(slot1, w, z1, z2, 4 * c, None)]
+        if not symmetric:
+            sides = [(slot1, w, z1, z2, 2 * c, rows), (slot2, w.mT, z2, z1, 2 * c, cols)]
+        for slot, side, z, other, factor, part in sides:
             if needed[slot] or lengthscale_needed:
+                sums = side.sum(-1, keepdim=True)
                 minus_grad_z = add_product_(sums * z, side, other, beta=-factor, alpha=factor)
                 if lengthscale_needed:
                     total = (minus_grad_z * z).sum(-2, keepdim=True).div_(self.lengthscale)
@@ -551,7 +551,7 @@ class Sum(_Composite):
 
     def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate_at_once`."""
-        return reduce(operator.iadd, (child.evaluate_at_once(weight) for child in self.children))
+        return reduce(_plus_, (child.evaluate_at_once(weight) for child in self.children))
 
     def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`."""
@@ -572,8 +572,15 @@ class Sum(_Composite):
         return sum(child.plain() for child in self.children)
 
 
+def _plus_(left: Tensor, right: Tensor) -> Tensor:
+    # In the memory of the left, if the sum fits in there
+    return left.add_(right) if left.shape == right.shape else left + right
+
+
 class Product(_Composite):
     """An elementwise product of matrices. See :class:`_Composite`."""
+
+    kept: list[Tensor] | None = None
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate`."""
@@ -589,7 +596,8 @@ class Product(_Composite):
 
     def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`. Each factor's cotangent is G times the product of the others."""
-        blocks = [child.evaluate(rows, cols) for child in self.children]
+        is_kept = rows is None and cols is None and self.kept is not None
+        blocks = self.kept if is_kept else [child.evaluate(rows, cols) for child in self.children]
         totals = [
             child.pull_back(cotangents, own, rows, cols, weight, inner)
             for child, own in zip(self.children, _times_others(grad, blocks), strict=True)
@@ -628,11 +636,16 @@ class KernelCovariance(Function):
     r"""
     The covariance matrix :math:`\mathbf K` of an expression's inputs, as a tensor.
 
-    The backward evaluates the matrix again, a block of rows at a time, rather than keep it, and differentiates in
+    The backward evaluates a large matrix again, a block of rows at a time, rather than keep it, and differentiates in
     those tensors alone that the backward as a whole goes on to: an acquisition function's in the test points, not in
     the hyperparameters. ``KernelCovariance.apply(expression, *values)``; no value that requires a gradient may be a
     leaf.
     """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Tensor:
+        """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
+        return super(Function, cls).apply(*args)
 
     @staticmethod
     def forward(ctx, expression: Expression, *values: Tensor) -> Tensor:
@@ -642,8 +655,12 @@ class KernelCovariance(Function):
         :return: :math:`\mathbf K` (... x N x M).
         """
         ctx.save_for_backward(*values)
-        ctx.expression = expression
-        return evaluate(expression(values))
+        ctx.expression, ctx.matrix = expression, None
+        matrix = expression(values)
+        if len(row_blocks(matrix.shape, matrix.device)) > 1:
+            return evaluate(matrix)
+        ctx.matrix = matrix
+        return matrix.evaluate_at_once()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -655,11 +672,16 @@ class KernelCovariance(Function):
             need and torch._C._will_engine_execute_node(node)
             for need, (node, _) in zip(needed, ctx.next_functions, strict=True)
         ]
-        matrix, cotangents = ctx.expression(values), Cotangents(values, needed)
-        blocks = row_blocks(grad.shape, grad.device)
-        for start, stop in blocks:
-            rows = slice(start, stop) if len(blocks) > 1 else None
-            matrix.pull_back(cotangents, _take(grad, rows), rows)
+        cotangents = Cotangents(values, needed)
+        if ctx.matrix is not None:
+            ctx.matrix.pull_back(cotangents, grad)
+            if not is_graph_kept():
+                ctx.matrix = None
+        else:
+            matrix = ctx.expression(values)
+            for start, stop in row_blocks(grad.shape, grad.device):
+                rows = slice(start, stop)
+                matrix.pull_back(cotangents, grad[..., rows, :], rows)
         return (None, *cotangents.sums)
 
 
@@ -685,6 +707,11 @@ def _assemble(matrix: Matrix, upper: bool) -> Tensor:
             whole = block.new_empty(*block.shape[:-2], *matrix.shape[-2:])
         whole[..., rows, cols or slice(None)] = block
     return whole
+
+
+def is_graph_kept() -> bool:
+    """Return whether another backward may follow the one that asks."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def add_product_(target: Tensor, left: Tensor, right: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:

@@ -32,6 +32,7 @@ from .kernel_covariance import (
     evaluate,
     evaluate_upper,
     grad_of_plain,
+    is_graph_kept,
     row_blocks,
 )
 
@@ -103,7 +104,7 @@ class KernelLogProb(Function):
             return None, None, None, *_scaled(ctx.gradient, grad)
         *values, factor, half = values
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
-        factor = factor if _may_overwrite() else factor.clone()
+        factor = factor.clone() if is_graph_kept() else factor  # which is overwritten
         return None, None, None, *_gradient(ctx, grad, factor, half, residual, values)
 
 
@@ -265,11 +266,6 @@ def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         covar = plain_covariance(ctx.expression, ctx.noises, values).unsqueeze(-3)
         res = gaussian_log_prob(covar, residual.mT)
     return None, None, None, *grad_of_plain(res, (residual, *values), needed, grad)
-
-
-def _may_overwrite() -> bool:
-    # Without retain_graph nothing reads the saved factor after this backward.
-    return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Tensor], at_once: bool) -> Tensor:

@@ -70,8 +70,10 @@ class Terms:
     @property
     def batch_shape(self) -> torch.Size:
         """The covariance matrix's batch shape."""
-        # torch.broadcast_shapes takes as long as a small factorization; the shapes are mostly one and the same.
+        # torch.broadcast_shapes takes as long as a small factorization; most shapes are one and the same, or empty.
         shapes = self.batch_shapes
+        if len(shapes) > 1:
+            shapes = {shape for shape in shapes if shape}
         return next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
 
     def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:

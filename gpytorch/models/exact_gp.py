@@ -79,7 +79,7 @@ def _test_prior(
     else:
         test_covar = gpytorch.dense.ClosedFormPrior(cross_covar)
     batch_shape = prior.batch_shape
-    if train_prior_dist.batch_shape != batch_shape:
+    if train_prior_dist.batch_shape not in (batch_shape, ()):
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
     return prior.loc, test_covar, cross_covar, batch_shape, prior.event_shape, MultivariateNormal
 
