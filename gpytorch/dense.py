@@ -26,7 +26,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
-from .constraints.unconstrained import Softplus, is_constraint
+from .constraints.unconstrained import CONSTRAINTS, Unconstrained
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
@@ -64,10 +64,10 @@ class ClosedForm:
     def __init__(self, expression: Expression, terms: Terms, noises: tuple[Parameter, ...] = ()) -> None:
         self.expression, self.terms, self.noises = expression, terms, noises
 
-    def add_noise(self, noise: Tensor | Softplus) -> ClosedForm:
+    def add_noise(self, noise: Unconstrained) -> ClosedForm:
         """Return the matrix with more noise on its diagonal. It takes the place of this one.
 
-        :param noise: The noise (... x N or ... x 1).
+        :param noise: The noise (... x N or ... x 1), before its constraint is applied or after.
         """
         return ClosedForm(self.expression, self.terms, (*self.noises, self.terms.add_parameter(noise, 1)))
 
@@ -177,7 +177,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or covar.params
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
-        or any(key[0] == "kernel_eval" for key in getattr(covar, "_memoize_cache", ()))
+        or ("_memoize_cache" in covar.__dict__ and any(key[0] == "kernel_eval" for key in covar._memoize_cache))
     ):
         return None
     return closed_form_of(covar.kernel, covar.x1, covar.x2, noise)
@@ -200,7 +200,7 @@ def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None 
     if expression is None:
         return None
     form = ClosedForm(expression, terms)
-    return form if noise is None else form.add_noise(noise)
+    return form if noise is None else form.add_noise((noise, False, None))
 
 
 def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:
@@ -226,7 +226,7 @@ def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
     ):
         return False
     for child in kernel._modules.values():
-        if child is not None and not is_constraint(child) and not _has_batch_shape(child, batch_shape):
+        if child is not None and type(child) not in CONSTRAINTS and not _has_batch_shape(child, batch_shape):
             return False
     return True
 

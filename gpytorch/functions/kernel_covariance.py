@@ -74,6 +74,16 @@ class Cotangents:
         self.needed = needed
         self.sums: list[Tensor | None] = [None] * len(values)
 
+    def add_of(self, parameter: Parameter, cotangent: Tensor) -> None:
+        """Add the cotangent of a parameter to those of the tensor that it is made of."""
+        slot = parameter.slot
+        if parameter.is_raw:
+            cotangent = softplus_backward(cotangent, self.values[slot], 1, 20)
+        if self.sums[slot] is None and cotangent.shape == self.values[slot].shape:
+            self.sums[slot] = cotangent
+        else:
+            self.add(slot, cotangent)
+
     def add(self, slot: int, cotangent: Tensor, rows: Rows = None) -> None:
         """Add `cotangent` to those of the tensor at `slot`, or of these of its rows."""
         value, before = self.values[slot], self.sums[slot]
@@ -110,12 +120,6 @@ class Parameter:
             return value
         value = softplus(value)
         return value if self.lower_bound is None else value + self.lower_bound
-
-    def add(self, cotangents: Cotangents, cotangent: Tensor) -> None:
-        """Add the parameter's cotangent to those of the tensor that it is made of."""
-        if self.is_raw:
-            cotangent = softplus_backward(cotangent, cotangents.values[self.slot], 1, 20)
-        cotangents.add(self.slot, cotangent)
 
 
 # A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
@@ -315,25 +319,21 @@ class Stationary:
         return k.clone() if weight is None else k * weight
 
     def _distance_at_once(self) -> Tensor:
-        if self.z1 is None and self.differences is None and self.is_square:
-            self._bind_differences()
-        if self.differences is None:
-            return self._distance(None, None)
-        x = self.values[self.slots[0]]
-        r2 = torch.matmul(self.differences, self.lengthscale.square().reciprocal_().mT)
-        r2 = r2.view(*x.shape[:-1], x.size(-2))
-        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
-
-    def _bind_differences(self) -> None:
         x, lengthscale = self.values[self.slots[0]], self.parameters[0]
-        if lengthscale is None or x.requires_grad or not _are_few(x, x):
-            return
-        shape = self.parameters[1]
-        self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)
-        if self.lengthscale.dtype == x.dtype:
+        is_bound = self.z1 is not None  # to be evaluated as it would be in blocks
+        if is_bound or not self.is_square or lengthscale is None or x.requires_grad or not _are_few(x, x):
+            return self._distance(None, None)
+        if self.differences is None:
+            shape = self.parameters[1]
+            self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)
+            if self.lengthscale.dtype != x.dtype:
+                return self._distance(None, None)
             differences = (x.unsqueeze(-2) - x.unsqueeze(-3)).square_().flatten(-3, -2)
             is_shared = self.lengthscale.size(-1) < x.size(-1)
             self.differences = differences.sum(-1, keepdim=True) if is_shared else differences
+        r2 = torch.matmul(self.differences, self.lengthscale.square().reciprocal_().mT)
+        r2 = r2.view(*r2.shape[:-2], x.size(-2), x.size(-2))
+        return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
 
     # With W = G o dK/dr^2, elementwise, and r^2_ij = |z_i - z'_j|^2, a product of W and one of its transpose give all:
     #   dL/dz_i  = 2 (sum_j W_ij) z_i  - 2 (W z')_i        dL/dx = (dL/dz) / lengthscale
@@ -386,19 +386,19 @@ class Stationary:
         grad = grad if grad.is_contiguous() else grad.mT  # from LAPACK's order of the elements to that of the rest
         if self.parameters[1] is not None:
             self._pull_back_shape(cotangents, grad, self._distance_at_once(), weight)
-        k, slope, c = self.kept
-        if not self._reaches(cotangents):
+        (k, slope, c), lengthscale, differences = self.kept, self.parameters[0], self.differences
+        if not (self._reaches(cotangents) if differences is None else cotangents.needed[lengthscale.slot]):
             return _total(grad * k) if inner else None
         res = _total(grad * k) if inner and slope is not k else None
         w = slope.mul_(grad)
         if inner and slope is k:
             res = _total(w)
-        if self.differences is None:
+        if differences is None:
             self._pull_back_slope(cotangents, w, c, None, None, weight, symmetric=True)
         else:
-            total = torch.matmul(w.view(*w.shape[:-2], 1, -1), self.differences)
+            total = torch.matmul(w.view(*w.shape[:-2], 1, -1), differences)
             total = total.mul_(-2 * c).div_(self.lengthscale.pow(3))
-            self.parameters[0].add(cotangents, total if weight is None else total.mul_(weight))
+            cotangents.add_of(lengthscale, total if weight is None else total.mul_(weight))
         return res
 
     def _reaches(self, cotangents: Cotangents) -> bool:
@@ -410,7 +410,7 @@ class Stationary:
         if cotangents.needed[shape.slot]:
             slope = self.profile.shape_slope(distance, self.shape_parameter) * grad
             slope = slope if weight is None else slope * weight
-            shape.add(cotangents, slope.sum((-2, -1), keepdim=True))
+            cotangents.add_of(shape, slope.sum((-2, -1), keepdim=True))
 
     def _pull_back_slope(
         self,
@@ -429,7 +429,7 @@ class Stationary:
             # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
             total = (w * self._distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
             total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
-            lengthscale.add(cotangents, total)
+            cotangents.add_of(lengthscale, total)
             lengthscale_needed = False
         if self.is_square:
             # Cancels in what follows, but its rounding, times z, would not.
@@ -444,7 +444,7 @@ class Stationary:
                 minus_grad_z = add_product_(sums * z, side, other, beta=-factor, alpha=factor)
                 if lengthscale_needed:
                     total = (minus_grad_z * z).sum(-2, keepdim=True).div_(self.lengthscale)
-                    lengthscale.add(cotangents, total if weight is None else total * weight)
+                    cotangents.add_of(lengthscale, total if weight is None else total * weight)
                 if needed[slot]:
                     grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
                     cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
@@ -512,7 +512,7 @@ class Scaled:
     ) -> Tensor | None:
         if cotangents.needed[self.parameter.slot]:
             outer = None if weight is None else weight if weight.dim() == 0 else weight[..., 0, 0]
-            self.parameter.add(cotangents, total if outer is None else total * outer)
+            cotangents.add_of(self.parameter, total if outer is None else total * outer)
         return total * self.scale if inner else None
 
     def diagonal(self) -> Tensor:
@@ -657,7 +657,7 @@ class KernelCovariance(Function):
         ctx.save_for_backward(*values)
         ctx.expression, ctx.matrix = expression, None
         matrix = expression(values)
-        if len(row_blocks(matrix.shape, matrix.device)) > 1:
+        if len(row_blocks(matrix.shape, matrix.device)) > 1:  # asking for the shape has bound it
             return evaluate(matrix)
         ctx.matrix = matrix
         return matrix.evaluate_at_once()

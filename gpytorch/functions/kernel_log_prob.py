@@ -161,7 +161,7 @@ def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_m
         if cotangents.needed[noise.slot]:
             # Not the diagonal itself, which would keep the matrix.
             is_shared = cotangents.values[noise.slot].size(-1) == 1
-            noise.add(cotangents, grad.sum(-1, keepdim=True) if is_shared else grad.clone())
+            cotangents.add_of(noise, grad.sum(-1, keepdim=True) if is_shared else grad.clone())
 
 
 def _scaled(gradient: list[Tensor | None], grad: Tensor) -> list[Tensor | None]:

@@ -10,7 +10,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
-from ..constraints.unconstrained import Softplus, unconstrained
+from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..functions.kernel_covariance import (
     MATERN,
     RATIONAL_QUADRATIC,
@@ -57,15 +57,14 @@ class Terms:
         self.batch_shapes.add(tensor.shape[: tensor.dim() - event_dim])
         return len(self.values) - 1
 
-    def add_parameter(self, parameter: Tensor | Softplus, event_dim: int) -> Parameter:
+    def add_parameter(self, parameter: Unconstrained, event_dim: int) -> Parameter:
         """Add a parameter, and return how it comes from the values.
 
-        :param parameter: The parameter, or what it is the softplus of.
+        :param parameter: The parameter, before its constraint is applied or after.
         :param event_dim: How many of its dimensions, at the end, are not batch dimensions.
         """
-        if isinstance(parameter, Softplus):
-            return Parameter(self.add(parameter.raw, event_dim), True, parameter.lower_bound)
-        return Parameter(self.add(parameter, event_dim))
+        tensor, is_raw, lower_bound = parameter
+        return Parameter(self.add(tensor, event_dim), is_raw, lower_bound)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -107,12 +106,13 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, call
     return write(kernel, x1, x2, terms)
 
 
-def _stationary(profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, *shape: Tensor) -> Expression:
+def _stationary(
+    profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, alpha: Tensor | None = None
+) -> Expression:
     rows, cols = terms.add_inputs(x1, x2)
-    parameters = [
-        terms.add_parameter(parameter, 2) for parameter in (unconstrained(kernel, "lengthscale", Kernel), *shape)
-    ]
-    return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, *parameters)
+    lengthscale = terms.add_parameter(unconstrained(kernel, "lengthscale", Kernel), 2)
+    shape = None if alpha is None else terms.add_parameter((alpha, False, None), 2)
+    return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, lengthscale, shape)
 
 
 def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:

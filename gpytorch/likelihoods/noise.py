@@ -6,7 +6,7 @@ import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
 
-from ..constraints.unconstrained import Softplus, unconstrained
+from ..constraints.unconstrained import Unconstrained, unconstrained
 from .gaussian_likelihood import (
     FixedNoiseGaussianLikelihood,
     GaussianLikelihood,
@@ -20,7 +20,7 @@ _MARGINALS = {
 }
 
 
-def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Tensor | Softplus | None:
+def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Unconstrained | None:
     """Return what a likelihood's marginal adds to the diagonal of the covariance (... x N or ... x 1).
 
     :param likelihood: The likelihood.
@@ -32,16 +32,18 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
     cls = type(likelihood)
     if cls.__call__ is not Likelihood.__call__ or cls.marginal not in _MARGINALS:
         return None
+    noise_covar = likelihood.noise_covar
     if (
         cls._shaped_noise_covar is _GaussianLikelihoodBase._shaped_noise_covar
-        and type(likelihood.noise_covar).forward is _HomoskedasticNoiseBase.forward
-        and type(likelihood.noise_covar).__call__ is Noise.__call__
+        and type(noise_covar).forward is _HomoskedasticNoiseBase.forward
+        and type(noise_covar).__call__ is Noise.__call__
         and "noise" not in kwargs
     ):
-        noise = unconstrained(likelihood.noise_covar, "noise", _HomoskedasticNoiseBase)
-        if (noise.raw if isinstance(noise, Softplus) else noise).shape[-1:] == (1,):  # more would be of several tasks
+        noise = unconstrained(noise_covar, "noise", _HomoskedasticNoiseBase)
+        if noise[0].shape[-1:] == (1,):  # more would be of several tasks
             return noise
-    return diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
+    diagonal = diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
+    return None if diagonal is None else (diagonal, False, None)
 
 
 def diagonal_of(covar) -> Tensor | None:

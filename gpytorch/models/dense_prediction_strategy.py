@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import settings
-from ..constraints.unconstrained import is_constraint
+from ..constraints.unconstrained import CONSTRAINTS
 from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..functions._transforms import is_transformed
@@ -214,7 +214,7 @@ def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
     if isinstance(module, FixedGaussianNoise):
         parameters.append(module.noise)
     for child in module._modules.values():
-        if child is not None and not is_constraint(child):
+        if child is not None and type(child) not in CONSTRAINTS:
             _add_parameters(child, parameters)
 
 

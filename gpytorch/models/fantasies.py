@@ -9,7 +9,6 @@ from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..constraints.unconstrained import Softplus
 from ..dense import unevaluated
 from ..distributions import MultivariateNormal
 from ..functions.kernel_covariance import Parameter
@@ -59,7 +58,10 @@ def fantasy_noise(
 
 def _noise(likelihood: Likelihood, shape: torch.Size, inputs: list[Tensor], kwargs: dict) -> Tensor | None:
     noise = marginal_noise(likelihood, shape, (inputs,), kwargs)
-    return Parameter(0, True, noise.lower_bound).of([noise.raw]) if isinstance(noise, Softplus) else noise
+    if noise is None:
+        return None
+    tensor, is_raw, lower_bound = noise
+    return Parameter(0, is_raw, lower_bound).of([tensor])
 
 
 def fantasy_covariances(full_covar: LinearOperator, num_train: int, noise: Tensor) -> tuple[Tensor, Tensor]:
