@@ -13,10 +13,10 @@ from gpytorch.priors import LogNormalPrior
 from gpytorch.settings import use_torch_tensors
 
 PRIORS = {
-    "scalar": lambda: LogNormalPrior(0.3, 1.7),
+    "scalar": lambda: LogNormalPrior(0.3, 1.7, validate_args=True),
     "of another dtype than its value": lambda: LogNormalPrior(torch.tensor(0.3), torch.tensor(1.7)),
-    "batch": lambda: LogNormalPrior(torch.tensor([0.3, -1.0]), torch.tensor([1.7, 0.5])),
-    "transform": lambda: LogNormalPrior(0.3, 1.7, transform=torch.exp),
+    "batch": lambda: LogNormalPrior(torch.tensor([0.3, -1.0]), torch.tensor([1.7, 0.5]), validate_args=True),
+    "transform": lambda: LogNormalPrior(0.3, 1.7, validate_args=True, transform=torch.exp),
     "unvalidated": lambda: LogNormalPrior(0.3, 1.7, validate_args=False),
 }
 
