@@ -3,7 +3,8 @@ r"""Covariance matrices of kernels whose gradient has a closed form, a block of 
 A kernel is written as an expression over a flat tuple of tensors: its scaled inputs, scales and shape parameters.
 :class:`Stationary` is the leaf; :class:`Scaled`, :class:`Sum` and :class:`Product` compose. Each evaluates any block
 of the matrix, and takes the cotangent of a block back to the tensors, so that neither direction ever needs more
-memory than the matrix itself and a few rows.
+memory than the matrix itself and a few rows. A small matrix is evaluated and differentiated at once, and what the one
+computes is kept for the other.
 """
 
 from __future__ import annotations
@@ -574,7 +575,7 @@ class Sum(_Composite):
 
 def _plus_(left: Tensor, right: Tensor) -> Tensor:
     # In the memory of the left, if the sum fits in there
-    return left.add_(right) if left.shape == right.shape else left + right
+    return left.add_(right) if left.shape == right.shape and left.dtype == right.dtype else left + right
 
 
 class Product(_Composite):
