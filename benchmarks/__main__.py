@@ -22,6 +22,7 @@ QUESTIONS = {
     "attribution": "where the gain comes from: copy, operators, closed-form backward, kernel",
     "memory": "peak memory of a training step and of a prediction; the largest n that trains in a given memory",
     "predict": "time and memory of predictions, first and later calls",
+    "fantasies": "making fantasies, and their first query",
     "batch": "batches of models",
     "bo": "BoTorch: fit, posterior, acquisition, a whole loop",
     "peers": "value and gradient, and prediction, against other libraries",

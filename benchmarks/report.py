@@ -22,6 +22,7 @@ SECTIONS = {
     "attribution": "Where the gain comes from",
     "memory": "Memory",
     "predict": "Prediction",
+    "fantasies": "Fantasies",
     "batch": "Batches of models",
     "bo": "BoTorch",
     "uci": "Training on real data",
@@ -130,7 +131,9 @@ def memory_saved(rows: list[Row]) -> list[str]:
     return lines
 
 
-LEADS = {"train": verdicts, "memory": memory_saved, "predict": speed, "batch": speed, "bo": speed, "uci": speed}
+LEADS = {"train": verdicts, "memory": memory_saved} | dict.fromkeys(
+    ("predict", "fantasies", "batch", "bo", "uci"), speed
+)
 
 
 def in_short(answers: dict[str, list[Row]]) -> str:

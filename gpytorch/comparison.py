@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ class Comparison:
 
 
 Inputs = Tensor | Sequence[Tensor]
+Params = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def compare(
@@ -64,6 +65,7 @@ def compare(
     train_y: Tensor | Sequence[Tensor],
     mll: MarginalLogLikelihood | None = None,
     test_x: Inputs | None = None,
+    params: Params | Sequence[Params | None] | None = None,
 ) -> Comparison:
     r"""
     Computes the loss, its gradients and a posterior with :class:`gpytorch.settings.use_torch_tensors` off and on, and
@@ -72,18 +74,22 @@ def compare(
     All is computed on a copy of the model, so that neither its mode nor its gradients nor its caches change, and with
     the same random numbers, which are given back. Other settings hold as they are around the call.
 
-    :param model: The model; or a list of models, and then `train_x`, `train_y` and `test_x` have one entry for each.
+    :param model: The model; or a list of models, and then `train_x`, `train_y`, `test_x` and `params` have one
+        entry for each.
     :param train_x: The inputs that the model is trained on (... x N x D), or several of them.
     :param train_y: The targets (... x N): `model.train_targets`.
     :param mll: The marginal log likelihood of the model. (Default: the exact one, with the model's likelihood.)
     :param test_x: Where to predict (... x M x D), or several inputs. The whole covariance is compared up to M = 1000.
         (Default: no prediction.)
-    :raises TypeError: If an argument is not of the types above.
+    :param params: What `mll` hands on to the likelihood: a tensor (task indices, say), a list of what comes after the
+        targets, or a dictionary of what is given by name (`{"noise": noise}`). (Default: of a BoTorch model the
+        transformed training inputs, as when BoTorch fits it, otherwise nothing.)
+    :raises TypeError: If an argument is not of the types above, or `mll` does not take `params`.
     :raises ValueError: If shapes or numbers of arguments do not fit the model, or the marginal log likelihood is
         another model's.
     """
     if isinstance(model, IndependentModelList):
-        return _compare_each(model, train_x, train_y, mll, test_x)
+        return _compare_each(model, train_x, train_y, mll, test_x, params)
     if not isinstance(model, ExactGP):
         raise TypeError(f"The model must be an ExactGP or a list of them. Got {type(model).__name__}.")
     if mll is None:
@@ -96,23 +102,34 @@ def compare(
     points = None if test_x is None else _as_inputs("test_x", test_x)
     if not isinstance(train_y, Tensor):
         raise TypeError(f"train_y must be a tensor. Got {type(train_y).__name__}.")
+    args, kwargs = _as_params(params)
     # The copy has no prediction caches, which may be large or part of a graph.
     mll = copy.deepcopy(mll, {id(model.prediction_strategy): None}).train()
     _check_shapes(mll.model, inputs, train_y, points)
-    (expected, _), (actual, decisions) = (_evaluate(mll, inputs, train_y, points, flag) for flag in (False, True))
+    if params is None and isinstance(mll, ExactMarginalLogLikelihood) and hasattr(mll.model, "transform_inputs"):
+        args = [mll.model.transform_inputs(X=each) for each in inputs]
+
+    def log_likelihood() -> Tensor:
+        return mll(mll.model(*inputs), train_y, *args, **kwargs)
+
+    (expected, _), (actual, decisions) = (_evaluate(mll, log_likelihood, points, flag) for flag in (False, True))
     differences = (_difference(name, actual.get(name), value) for name, value in expected.items())
     return Comparison(decisions, tuple(differences))
 
 
-def _compare_each(models: IndependentModelList, train_x, train_y, mll, test_x) -> Comparison:
+def _compare_each(models: IndependentModelList, train_x, train_y, mll, test_x, params) -> Comparison:
     count = len(models.models)
     mlls = [None] * count if mll is None else getattr(mll, "mlls", [mll])
     tests = [None] * count if test_x is None else test_x
-    for name, entries in {"train_x": train_x, "train_y": train_y, "mll": mlls, "test_x": tests}.items():
+    params = [None] * count if params is None else params
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        raise TypeError(f"params must be a list of an entry for each model. Got {type(params).__name__}.")
+    given = {"train_x": train_x, "train_y": train_y, "mll": mlls, "test_x": tests, "params": params}
+    for name, entries in given.items():
         if len(entries) != count:
             raise ValueError(f"{name} must have an entry for each of the {count} models. Got {len(entries)}.")
     decisions, differences = [], []
-    for i, arguments in enumerate(zip(models.models, train_x, train_y, mlls, tests, strict=True)):
+    for i, arguments in enumerate(zip(models.models, train_x, train_y, mlls, tests, params, strict=True)):
         found = compare(*arguments)
         decisions += [f"model {i}: {decision}" for decision in found.decisions]
         differences += [each._replace(name=f"model {i}: {each.name}") for each in found.differences]
@@ -124,6 +141,18 @@ def _as_inputs(name: str, given: Any) -> list[Tensor]:
     if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(each, Tensor) for each in inputs):
         raise TypeError(f"{name} must be a tensor or a list of tensors. Got {type(given).__name__}.")
     return [each.unsqueeze(-1) if each.dim() == 1 else each for each in inputs]
+
+
+def _as_params(given: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if given is None:
+        return [], {}
+    if isinstance(given, Mapping):
+        return [], given
+    if isinstance(given, Tensor):
+        return [given], {}
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"params must be a tensor, a list or a dictionary. Got {type(given).__name__}.")
+    return given, {}
 
 
 def _check_shapes(model: ExactGP, inputs: list[Tensor], targets: Tensor, points: list[Tensor] | None) -> None:
@@ -145,16 +174,17 @@ def _check_shapes(model: ExactGP, inputs: list[Tensor], targets: Tensor, points:
 
 
 def _evaluate(
-    mll: MarginalLogLikelihood, inputs: list[Tensor], targets: Tensor, points: list[Tensor] | None, flag: bool
+    mll: MarginalLogLikelihood, log_likelihood: Callable[[], Tensor], points: list[Tensor] | None, flag: bool
 ) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
-    cuda = {tensor.device for tensor in inputs if tensor.is_cuda}
+    cuda = {tensor.device for tensor in mll.model.train_inputs if tensor.is_cuda}
     mll.train()
     mll.zero_grad()
     with settings.use_torch_tensors(flag), torch.random.fork_rng(cuda), torch.enable_grad(), _decisions() as decisions:
         torch.manual_seed(0)  # conjugate gradients draw probe vectors
-        loss = -mll(mll.model(*inputs), targets)
-        if loss.requires_grad:
-            loss.sum().backward()
+        loss = -log_likelihood()
+        parameters = [parameter for parameter in mll.parameters() if parameter.requires_grad]
+        if parameters and loss.requires_grad:
+            loss.sum().backward(inputs=parameters)  # and of no tensor of the caller's
         found = {"loss": loss.detach()}
         found |= {f"grad of {name}": parameter.grad for name, parameter in mll.named_parameters()}
         if points is not None:

@@ -26,6 +26,7 @@ from benchmarks import (
     accuracy,
     agreement,
     attribution,
+    fantasies,
     machine,
     measuring,
     peak,
@@ -398,6 +399,7 @@ def test_main_job_from_the_command_line(tmp_path):
         ("attribution", "--kernel rbf"),
         ("memory", "--memory 1,2"),
         ("predict", ""),
+        ("fantasies", "--dtype float64,float32"),
         ("batch", ""),
         ("bo", ""),
         ("peers", "--kernel matern"),
@@ -420,6 +422,16 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
     pictures = list(tmp_path.glob("*.png"))
     assert pictures and all(path.read_bytes()[:4] == PNG for path in pictures)
     assert QUESTIONS[question] and capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way, border", [("stock", False), ("tensors", True)])
+def test_fantasies_border_a_factor_in_one_of_the_ways(way, border):
+    (case, query) = fantasies.cases(Options(sizes=(12,)))
+    assert (case.case, query.case) == (fantasies.MAKING, fantasies.FIRST)
+    with gpytorch.settings.fast_computations(True, True, True):
+        make = fantasies.maker_of(case, way)
+        assert ways.takes_tensors(make) == border
+        assert make().train_inputs[0].shape == (16, 13, 6)
 
 
 class TestReport:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpytorch import dense, kernels, models
 from gpytorch.comparison import Comparison, compare
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, HadamardGaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood, LeaveOneOutPseudoLikelihood, SumMarginalLogLikelihood
 from gpytorch.models.cholesky_factor import CholeskyFactor
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
@@ -204,6 +204,75 @@ def test_botorch_model_is_compared_through_its_transforms() -> None:
     assert model.train_inputs[0] is transformed
 
 
+TASKS = (torch.arange(N) % 2).unsqueeze(-1)
+NOISE = torch.linspace(0.1, 0.5, N, dtype=torch.float64)
+AT_THE_CALL: dict[str, tuple[Callable, object, tuple, dict]] = {
+    "task indices": (lambda: HadamardGaussianLikelihood(2), TASKS, (TASKS,), {}),
+    "task indices in a list": (lambda: HadamardGaussianLikelihood(2), [TASKS], (TASKS,), {}),
+    "other fixed noise": (lambda: FixedNoiseGaussianLikelihood(NOISE), {"noise": 2 * NOISE}, (), {"noise": 2 * NOISE}),
+    "noise for once": (GaussianLikelihood, {"noise": NOISE}, (), {"noise": NOISE}),
+}
+
+
+@pytest.mark.parametrize("case", AT_THE_CALL)
+def test_likelihood_gets_what_it_needs_at_its_call(case: str) -> None:
+    likelihood, params, args, kwargs = AT_THE_CALL[case]
+    mll = a_gp(likelihood=likelihood())
+    model = mll.model
+    found = compare(model, model.train_inputs, model.train_targets, mll, params=params)
+    assert differing(found) == set()
+    with use_torch_tensors(False):
+        expected = -mll(model(*model.train_inputs), model.train_targets, *args, **kwargs)
+    assert found.differences[0].size == expected.abs().item()
+    assert found.decisions == (f"tensors: {dense.CLOSED_FORM}",)
+
+
+def test_what_comes_with_the_call_gets_no_gradient() -> None:
+    mll, noise = a_gp(), NOISE.clone().requires_grad_()
+    compare(mll.model, mll.model.train_inputs, mll.model.train_targets, mll, params={"noise": 2 * noise})
+    assert noise.grad is None
+    mll.requires_grad_(False)
+    found = compare(mll.model, mll.model.train_inputs, mll.model.train_targets, mll, params={"noise": noise})
+    assert differing(found) == set()
+    assert noise.grad is None
+
+
+def test_each_model_of_a_list_has_params_of_its_own() -> None:
+    model = models.IndependentModelList(a_gp(likelihood=HadamardGaussianLikelihood(2)).model, a_gp().model)
+    x, y = [part.train_inputs[0] for part in model.models], [part.train_targets for part in model.models]
+    assert differing(compare(model, x, y, params=[TASKS, None])) == set()
+    with pytest.raises(ValueError, match=r"params must have an entry for each of the 2 models\. Got 1"):
+        compare(model, x, y, params=[TASKS])
+    with pytest.raises(TypeError, match="params must be a list of an entry for each model"):
+        compare(model, x, y, params={"noise": NOISE})
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["noise of each task", "fixed noise"])
+@pytest.mark.parametrize("is_list", [False, True], ids=["model", "list of it"])
+def test_botorch_model_of_several_tasks_is_called_as_botorch_fits_it(fixed: bool, is_list: bool) -> None:
+    botorch = pytest.importorskip("botorch")
+    x = torch.cat([inputs(N), TASKS], dim=-1)
+    model = botorch.models.MultiTaskGP(
+        x,
+        targets(x).unsqueeze(-1),
+        task_feature=-1,
+        train_Yvar=NOISE.unsqueeze(-1) if fixed else None,
+        input_transform=botorch.models.transforms.Normalize(3, indices=[0, 1]),
+    )
+    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    with use_torch_tensors(False):
+        expected = botorch.optim.closures.get_loss_closure(mll)()
+    points = torch.cat([inputs(4, seed=2), TASKS[:4]], dim=-1)
+    arguments = (model, x, model.train_targets, mll, points)
+    if is_list:
+        arguments = (botorch.models.ModelListGP(model), *([each] for each in arguments[1:3]), None, [points])
+    found = compare(*arguments)
+    assert differing(found) == set()
+    assert found.differences[0].size == expected.abs().item()
+    (decision,) = found.decisions
+    assert decision.removeprefix("model 0: ").startswith("tensors: ")
+
+
 BAD: dict[str, tuple[type[Exception], str, Callable]] = {
     "no exact GP": (TypeError, "must be an ExactGP.*Got Linear", lambda m, x, y: (torch.nn.Linear(1, 1), x, y)),
     "inputs no tensor": (TypeError, "train_x must be a tensor.*Got str", lambda m, x, y: (m.model, "x", y)),
@@ -218,6 +287,8 @@ BAD: dict[str, tuple[type[Exception], str, Callable]] = {
         lambda m, x, y: (m.model, x, y[:, None]),
     ),
     "other dimensions": (ValueError, "test_x must have the dim", lambda m, x, y: (m.model, x, y, m, inputs(3, 5))),
+    "params no list": (TypeError, "params must be a tensor.*Got int", lambda m, x, y: (m.model, x, y, m, None, 3)),
+    "params a word": (TypeError, "params must be a tensor.*Got str", lambda m, x, y: (m.model, x, y, m, None, "noise")),
     "other inputs": (RuntimeError, "train on the training inputs", lambda m, x, y: (m.model, x + 1, y)),
 }
 
