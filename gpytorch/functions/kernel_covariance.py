@@ -318,7 +318,7 @@ class Stationary:
         if self.differences is None:
             return self._distance(None, None)
         x = self.values[self.slots[0]]
-        r2 = torch.matmul(self.differences, self.lengthscale.square().reciprocal_().mT)
+        r2 = torch.matmul(self.differences, self.precision.mT)
         r2 = r2.view(*x.shape[:-1], x.size(-2))
         return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
 
@@ -328,7 +328,9 @@ class Stationary:
             return
         shape = self.parameters[1]
         self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)
-        if self.lengthscale.dtype == x.dtype:
+        # A lengthscale that a subclass makes itself may have fewer dimensions.
+        if self.lengthscale.dtype == x.dtype and self.lengthscale.dim() == x.dim():
+            self.precision = self.lengthscale.square().reciprocal_()
             differences = (x.unsqueeze(-2) - x.unsqueeze(-3)).square_().flatten(-3, -2)
             is_shared = self.lengthscale.size(-1) < x.size(-1)
             self.differences = differences.sum(-1, keepdim=True) if is_shared else differences
@@ -393,7 +395,7 @@ class Stationary:
             self._pull_back_slope(cotangents, w, c, None, None, weight, symmetric=True)
         else:
             total = torch.matmul(w.view(*w.shape[:-2], 1, -1), self.differences)
-            total = total.mul_(-2 * c).div_(self.lengthscale.pow(3))
+            total = total.mul_(-2 * c).mul_(self.precision).div_(self.lengthscale)  # its cube might underflow
             self.parameters[0].add(cotangents, total if weight is None else total.mul_(weight))
         return res
 
@@ -551,7 +553,12 @@ class Sum(_Composite):
 
     def evaluate_at_once(self, weight: Tensor | None = None) -> Tensor:
         """See :meth:`Stationary.evaluate_at_once`."""
-        return reduce(operator.iadd, (child.evaluate_at_once(weight) for child in self.children))
+        first, *others = self.children
+        res = first.evaluate_at_once(weight)
+        for child in others:
+            matrix = child.evaluate_at_once(weight)
+            res = res.add_(matrix) if res.dtype == matrix.dtype else res + matrix
+        return res
 
     def pull_back(self, cotangents, grad, rows=None, cols=None, weight=None, inner=False) -> Tensor | None:
         """See :meth:`Stationary.pull_back`."""
