@@ -3,7 +3,8 @@ r"""Covariance matrices of kernels whose gradient has a closed form, a block of 
 A kernel is written as an expression over a flat tuple of tensors: its scaled inputs, scales and shape parameters.
 :class:`Stationary` is the leaf; :class:`Scaled`, :class:`Sum` and :class:`Product` compose. Each evaluates any block
 of the matrix, and takes the cotangent of a block back to the tensors, so that neither direction ever needs more
-memory than the matrix itself and a few rows.
+memory than the matrix itself and a few rows. A small matrix can also be evaluated and differentiated as a whole, and
+what both directions need is kept in between.
 """
 
 from __future__ import annotations
