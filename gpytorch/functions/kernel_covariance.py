@@ -327,12 +327,15 @@ class Stationary:
         if self.differences is None:
             shape = self.parameters[1]
             self.lengthscale, self.shape_parameter = lengthscale.of(self.values), shape and shape.of(self.values)
-            if self.lengthscale.dtype != x.dtype:
-                return self._distance(None, None)
+            if self.lengthscale.dtype != x.dtype or self.lengthscale.dim() != x.dim():
+                return self._distance(
+                    None, None
+                )  # a lengthscale that a subclass makes itself may have fewer dimensions
+            self.precision = self.lengthscale.square().reciprocal_()
             differences = (x.unsqueeze(-2) - x.unsqueeze(-3)).square_().flatten(-3, -2)
             is_shared = self.lengthscale.size(-1) < x.size(-1)
             self.differences = differences.sum(-1, keepdim=True) if is_shared else differences
-        r2 = torch.matmul(self.differences, self.lengthscale.square().reciprocal_().mT)
+        r2 = torch.matmul(self.differences, self.precision.mT)
         r2 = r2.view(*r2.shape[:-2], x.size(-2), x.size(-2))
         return r2.clamp_min_(_TINY**2).sqrt_() if self.profile.of_distance else r2
 
@@ -398,7 +401,7 @@ class Stationary:
             self._pull_back_slope(cotangents, w, c, None, None, weight, symmetric=True)
         else:
             total = torch.matmul(w.view(*w.shape[:-2], 1, -1), differences)
-            total = total.mul_(-2 * c).div_(self.lengthscale.pow(3))
+            total = total.mul_(-2 * c).mul_(self.precision).div_(self.lengthscale)  # its cube might underflow
             cotangents.add_of(lengthscale, total if weight is None else total.mul_(weight))
         return res
 

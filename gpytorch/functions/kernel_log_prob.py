@@ -38,14 +38,14 @@ from .kernel_covariance import (
 
 _LOG_2_PI = math.log(2 * math.pi)
 
-# A matrix of up to this many bytes is differentiated where it is factorized, with a second one for the kernel. A larger
-# one would not stay in a CPU's cache in between.
+# A matrix of up to this many bytes is differentiated where it is factorized, with others of its size beside it, which
+# the kernel keeps. A larger one would not stay in a CPU's cache in between.
 _AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
 
 
 class KernelLogProb(Function):
     r"""
-    The log density, evaluated, factorized, inverted and differentiated in one N x N buffer.
+    The log density, a large matrix being evaluated, factorized, inverted and differentiated in one N x N buffer.
 
     A small matrix is differentiated in the forward, while all that takes is at hand, and the backward only scales what
     came out. For a large one the backward evaluates the kernel again, a block of rows at a time, rather than keep it.
@@ -112,8 +112,8 @@ class KernelLogProb(Function):
 #   dL/dR         = -A diag(g)
 #   dL/dK     = G = 1/2 (A diag(g) A^T - (sum_s g_s) K^-1)
 #   dL/dsigma^2_i = G_ii
-# and dL/dK goes on into the kernel. One triangle of the symmetric G says all: a block of G holds the elements on and
-# right of the diagonal, those right of it twice.
+# and dL/dK goes on into the kernel: at once as a whole, or in blocks. One triangle of the symmetric G says all there: a
+# block holds the elements on and right of the diagonal, those right of it twice.
 
 
 def _gradient_at_once(

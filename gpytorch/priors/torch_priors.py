@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from .. import _upstream, settings
@@ -28,8 +29,11 @@ def log_prob(self, x: Tensor) -> Tensor:
     if settings.use_torch_tensors.off():
         return _upstream_log_prob(self, x)
     x = self.transform(x)
-    if self._validate_args and (self._batch_shape or not (x > 0).all()):
-        self._validate_sample(x)  # which says what is wrong
+    # torch.vmap lets `_is_all_true` decide, which torch's own validation asks, and not `all`.
+    if self._validate_args and (
+        self._batch_shape or not isinstance(x, Tensor) or not torch._is_all_true(torch.gt(x, 0))
+    ):
+        self._validate_sample(x)  # which also looks at the shapes, and says what is wrong
     log_x, base = x.log(), self.base_dist
     # The variance is rounded to the prior's own dtype, often float32 under a model in float64, before it is divided by.
     standard = (log_x - base.loc).square() / (2 * base.scale.square())

@@ -211,6 +211,39 @@ def test_subclass_that_changes_the_kernel_is_not_taken_for_its_parent(kind: str,
     compare_kernel(scatter(kernel.double()), inputs(9))
 
 
+@pytest.mark.parametrize("case", ["matern 1/2", "matern 5/2", "rational quadratic"])
+@pytest.mark.parametrize("lengthscale", [[0.6], [0.6, 1.4]], ids=str)
+def test_lengthscale_of_a_subclass_may_have_one_dimension(lengthscale: list[float], case: str) -> None:
+    kernel = scaled(LEAVES[case](ard_num_dims=2)).double()
+    fixed = property(lambda self: torch.tensor(lengthscale, dtype=torch.float64))
+    kernel.base_kernel.__class__ = type("Fixed", (type(kernel.base_kernel),), {"lengthscale": fixed})
+    compare_kernel(scatter(kernel), inputs(9), rtol=1e-5 if case == "matern 1/2" else 1e-8)
+
+
+@pytest.mark.parametrize("ard", [None, 2])
+@pytest.mark.parametrize("case", [name for name in LEAVES if name != "periodic"])
+def test_gradient_in_a_tiny_lengthscale_of_float32_is_a_number(case: str, ard: int | None) -> None:
+    kernel = LEAVES[case](ard_num_dims=ard)
+    with torch.no_grad():
+        kernel.raw_lengthscale.fill_(-39.0)  # float32 holds the softplus of it, and the square, but not the cube
+    result = evaluate(
+        lambda: log_prob(kernel, inputs(9, dtype=torch.float32)), dict(kernel.named_parameters()), flag=True
+    )
+    assert torch.isfinite(result.grads["raw_lengthscale"]).all()
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64])
+def test_sum_of_kernels_in_two_precisions_is_in_the_higher(first: torch.dtype) -> None:
+    second = torch.float64 if first == torch.float32 else torch.float32
+    kernel, x = k.RBFKernel().to(first) + k.RBFKernel().to(second), inputs(9, dtype=torch.float32)
+
+    def value() -> Tensor:
+        covar = kernel(x).add_diagonal(torch.tensor([0.1], dtype=torch.float64))
+        return MultivariateNormal(torch.zeros(9, dtype=torch.float64), covar).log_prob(torch.sin(x.double().sum(-1)))
+
+    compare(value, dict(kernel.named_parameters()), rtol=1e-6)
+
+
 def test_wrong_number_of_lengthscales_is_upstreams_error() -> None:
     kernel, errors = k.RBFKernel(ard_num_dims=3).double(), []
     for flag in (False, True):
