@@ -108,22 +108,25 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, call
 
 def _stationary(
     profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, alpha: Tensor | None = None
-) -> Expression:
+) -> Expression | None:
+    own = unconstrained(kernel, "lengthscale", Kernel)
+    if own[0].dim() > 1 and own[0].size(-2) != 1:
+        return None  # a lengthscale of a user's own, for each point another
     rows, cols = terms.add_inputs(x1, x2)
-    lengthscale = terms.add_parameter(unconstrained(kernel, "lengthscale", Kernel), 2)
+    lengthscale = terms.add_parameter(own, 2)
     shape = None if alpha is None else terms.add_parameter((alpha, False, None), 2)
     return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, lengthscale, shape)
 
 
-def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
     return _stationary(RBF, kernel, x1, x2, terms)
 
 
-def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
     return _stationary(MATERN[kernel.nu], kernel, x1, x2, terms)
 
 
-def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
     return _stationary(RATIONAL_QUADRATIC, kernel, x1, x2, terms, kernel.alpha.unsqueeze(-1))
 
 

@@ -220,6 +220,15 @@ def test_lengthscale_of_a_subclass_may_have_one_dimension(lengthscale: list[floa
     compare_kernel(scatter(kernel), inputs(9), rtol=1e-5 if case == "matern 1/2" else 1e-8)
 
 
+def test_lengthscale_of_a_subclass_for_each_point_another_matches_upstream() -> None:
+    class Local(k.RBFKernel):
+        @property
+        def lengthscale(self) -> Tensor:
+            return 0.5 + torch.arange(9, dtype=torch.float64).unsqueeze(-1) / 9
+
+    compare_kernel(scatter(scaled(Local()).double()), inputs(9) + 3)
+
+
 @pytest.mark.parametrize("ard", [None, 2])
 @pytest.mark.parametrize("case", [name for name in LEAVES if name != "periodic"])
 def test_gradient_in_a_tiny_lengthscale_of_float32_is_a_number(case: str, ard: int | None) -> None:

@@ -147,39 +147,6 @@ def test_priors_and_constraints_match_upstream(kernel: str, d: float) -> None:
     compare_step(mll)
 
 
-LOG_NORMAL_PRIORS = {
-    "one": lambda: priors.LogNormalPrior(0.3, 0.7),
-    "batch": lambda: priors.LogNormalPrior(0.3, 0.7).expand([2]),
-    "not validated": lambda: priors.LogNormalPrior(0.3, 0.7, validate_args=False),
-}
-
-
-@pytest.mark.parametrize("prior", LOG_NORMAL_PRIORS)
-def test_log_normal_prior_under_vmap_matches_upstream(prior: str) -> None:
-    log_prob, x = LOG_NORMAL_PRIORS[prior]().log_prob, inputs(3) + 0.1
-    with settings.use_torch_tensors(False):
-        expected = torch.vmap(log_prob)(x)
-    with settings.use_torch_tensors():
-        assert_near(torch.vmap(log_prob)(x), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("x", [2.0, torch.tensor([1.0, 0.0]), torch.tensor([1.0, torch.nan]), torch.ones(3)], ids=str)
-@pytest.mark.parametrize("prior", ["one", "batch"])
-def test_log_normal_prior_says_what_upstream_says_of_a_bad_value(prior: str, x: float | Tensor) -> None:
-    outcomes = []
-    for flag in (False, True):
-        with settings.use_torch_tensors(flag):
-            try:
-                outcomes.append(LOG_NORMAL_PRIORS[prior]().log_prob(x))
-            except ValueError as error:
-                outcomes.append(str(error))
-    expected, actual = outcomes
-    if prior == "one" and isinstance(x, Tensor) and x.numel() == 3:
-        assert_near(actual, expected, rtol=1e-6)
-    else:
-        assert isinstance(expected, str) and actual == expected
-
-
 @pytest.mark.parametrize("batch", [(4,), (2, 3), (1,)])
 @pytest.mark.parametrize("likelihood", ["homoskedastic", "batch", "fixed"])
 def test_batch_models_match_upstream(batch: tuple[int, ...], likelihood: str) -> None:
