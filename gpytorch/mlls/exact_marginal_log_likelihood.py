@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _upstream, settings
-from ..constraints.unconstrained import CONSTRAINTS
+from ..constraints import unconstrained
 from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
 from ..module import Module
@@ -64,5 +64,5 @@ def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_term
         ]
     children = attributes["_modules"].values()
     for child in dict.fromkeys(children) if len(children) > 1 else children:
-        if child is not None and type(child) not in CONSTRAINTS:
+        if child is not None and type(child) not in unconstrained.CONSTRAINTS:
             _collect_terms(child, priors, added_loss_terms)
