@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from ..settings import trace_mode
+
+
+class UntransformedFunction(Function):
+    """A Function that is applied only where :func:`is_transformed` says no."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Tensor:
+        """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
+        return super(Function, cls).apply(*args)
 
 
 def is_transformed() -> bool:

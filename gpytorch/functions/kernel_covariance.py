@@ -13,14 +13,12 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn.functional import softplus
 
-from ._transforms import must_be_differentiable
+from ._transforms import UntransformedFunction, must_be_differentiable
 
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
 # CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
@@ -636,7 +634,7 @@ Matrix = Stationary | Scaled | Sum | Product
 Expression = Callable[..., Matrix]
 
 
-class KernelCovariance(Function):
+class KernelCovariance(UntransformedFunction):
     r"""
     The covariance matrix :math:`\mathbf K` of an expression's inputs, as a tensor.
 
@@ -645,11 +643,6 @@ class KernelCovariance(Function):
     the hyperparameters. ``KernelCovariance.apply(expression, *values)``; no value that requires a gradient may be a
     leaf.
     """
-
-    @classmethod
-    def apply(cls, *args: Any) -> Tensor:
-        """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
-        return super(Function, cls).apply(*args)
 
     @staticmethod
     def forward(ctx, expression: Expression, *values: Tensor) -> Tensor:

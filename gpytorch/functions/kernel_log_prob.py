@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from linear_operator import settings as linear_operator_settings
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
-from torch.autograd import Function
 
 from .. import settings
-from ._transforms import is_transformed, must_be_differentiable
+from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
 from .kernel_covariance import (
@@ -43,7 +41,7 @@ _LOG_2_PI = math.log(2 * math.pi)
 _AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
 
 
-class KernelLogProb(Function):
+class KernelLogProb(UntransformedFunction):
     r"""
     The log density, a large matrix being evaluated, factorized, inverted and differentiated in one N x N buffer.
 
@@ -89,11 +87,6 @@ class KernelLogProb(Function):
             ctx.save_for_backward(residual, *values, factor, half)
             ctx.matrix = matrix
         return res
-
-    @classmethod
-    def apply(cls, *args: Any) -> Tensor:
-        """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
-        return super(Function, cls).apply(*args)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
