@@ -31,8 +31,10 @@ from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import Expression, KernelCovariance, Parameter, evaluate
-from .kernels.expression import Terms, kernel_expression
+from .functions.kernel_covariance import KernelCovariance
+from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, of_rows, plain
+from .functions.parameters import Parameter
+from .kernels.expression import Terms, write_kernel
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
 from .likelihoods.likelihood import Likelihood
@@ -54,22 +56,22 @@ _FACTORS = {"cholesky", "root_decomposition", "root_inv_decomposition", "symeig"
 class ClosedForm:
     """A covariance matrix whose kernel has a closed-form gradient, before it is evaluated.
 
-    :param expression: The matrix in terms of `terms`.
-    :param terms: The tensors that it is made of.
+    :param terms: The matrix as an expression, and the tensors that it is made of.
     :param noises: What is added to its diagonal (each ... x N or ... x 1).
     """
 
-    __slots__ = ("expression", "noises", "terms")
+    __slots__ = ("noises", "terms")
 
-    def __init__(self, expression: Expression, terms: Terms, noises: tuple[Parameter, ...] = ()) -> None:
-        self.expression, self.terms, self.noises = expression, terms, noises
+    def __init__(self, terms: Terms, noises: tuple[Parameter, ...] = ()) -> None:
+        self.terms, self.noises = terms, noises
 
     def add_noise(self, noise: Unconstrained) -> ClosedForm:
-        """Return the matrix with more noise on its diagonal. It takes the place of this one.
+        """Add noise to the diagonal, and return the matrix.
 
         :param noise: The noise (... x N or ... x 1), before its constraint is applied or after.
         """
-        return ClosedForm(self.expression, self.terms, (*self.noises, self.terms.add_parameter(noise, 1)))
+        self.noises = (*self.noises, self.terms.add_parameter(noise, 1))
+        return self
 
     def log_prob(self, residual: Tensor) -> Tensor:
         """Return the log density of a Gaussian with this covariance matrix.
@@ -78,13 +80,13 @@ class ClosedForm:
         """
         terms = self.terms
         return kernel_log_prob.log_prob(
-            self.expression, self.noises, terms.values, residual, terms.batch_shape, len(terms.batch_shapes) == 1
+            terms.expression, self.noises, terms.values, residual, terms.batch_shape, len(terms.batch_shapes) == 1
         )
 
     def factorize(self) -> Tensor:
         """Return the Cholesky factor (... x N x N), without a gradient."""
         with torch.no_grad():
-            return kernel_log_prob.factorize(self.expression, self.noises, self.terms.values)
+            return kernel_log_prob.factorize(self.terms.expression, self.noises, self.terms.values)
 
     def to_dense(self, rows: slice | None = None) -> Tensor:
         """Return the matrix (... x N x M), or some of its rows, as a tensor with a gradient.
@@ -95,7 +97,7 @@ class ClosedForm:
         if rows is not None:
             for slot in self.terms.row_slots:
                 values[slot] = values[slot][..., rows, :]
-        return kernel_log_prob.with_noise(_evaluate(self.expression, values), self.noises, values)
+        return kernel_log_prob.with_noise(_evaluate(self.terms.expression, values), self.noises, values)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -123,21 +125,23 @@ class ClosedFormPrior:
         """Return the matrix (... x N x N) as a tensor with a gradient."""
         if self.cross.terms.matrix_shape[0] == 1:
             return self.diagonal().unsqueeze(-1)
-        return _evaluate(partial(self.cross.expression, square=True), self.cross.terms.values)
+        terms = self.cross.terms
+        return _evaluate(of_rows(terms.expression), terms.values)
 
     def diagonal(self) -> Tensor:
         """Return its diagonal (... x 1)."""
-        return self.cross.expression(self.cross.terms.values).diagonal()
+        terms = self.cross.terms
+        return diagonal(terms.expression, terms.values)
 
 
 def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
     if is_transformed():
-        return expression(values).plain()
+        return plain(expression, values)
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
         # Views of the leaves, which unlike these can be asked whether a backward reaches them.
         views = (each.view_as(each) if each.requires_grad and each.is_leaf else each for each in values)
         return KernelCovariance.apply(expression, *views)
-    return evaluate(expression(values))
+    return evaluate(KernelMatrix(expression, values))
 
 
 def note(taken: bool, reason: str) -> bool:
@@ -196,10 +200,9 @@ def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None 
     if not (x1.is_floating_point() and x2.is_floating_point()):  # whole numbers have no mean and no gradient
         return None
     terms = Terms()
-    expression = kernel_expression(kernel, x1, x2, terms)
-    if expression is None:
+    if not write_kernel(kernel, x1, x2, terms):
         return None
-    form = ClosedForm(expression, terms)
+    form = ClosedForm(terms)
     return form if noise is None else form.add_noise((noise, False, None))
 
 

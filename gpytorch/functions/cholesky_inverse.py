@@ -27,9 +27,8 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     :return: The inverse (... x N x N), both triangles.
     """
     n = factor.size(-1)
-    if not factor.is_cuda and (n <= _PRODUCT_UP_TO or (n <= _PRODUCT_ON_THREADS_UP_TO and torch.get_num_threads() > 1)):
-        identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
-        root = torch.linalg.solve_triangular(factor, identity, upper=False)
+    if _takes_product(factor):
+        root = _inverse_root(factor)
         return torch.matmul(root.mT, root, out=factor.mT)
     if factor.dim() > 2 or n < _BLOCKED_FROM:
         return torch.cholesky_inverse(factor, out=factor)
@@ -45,6 +44,36 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     upper_left.addmm_(y.mT, lower_left, alpha=-1)
     factor[:half, half:] = lower_left.mT
     return factor
+
+
+def inverse_and_solutions_(factor: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""
+    Computes :math:`(\mathbf L \mathbf L^\top)^{-1}` in the memory of :math:`\mathbf L`, and solutions with both.
+
+    :param factor: Lower triangular :math:`\mathbf L` (... x N x N), which is overwritten.
+    :param rhs: :math:`\mathbf R` (... x N x S).
+    :return: The inverse (... x N x N), both triangles; :math:`\mathbf L^{-1} \mathbf R`; and
+        :math:`(\mathbf L \mathbf L^\top)^{-1} \mathbf R` (... x N x S each).
+    """
+    if _takes_product(factor):
+        # No worse than substitution: what the factorization has rounded is more.
+        root = _inverse_root(factor)
+        half = torch.matmul(root, rhs)
+        return torch.matmul(root.mT, root, out=factor.mT), half, torch.matmul(root.mT, half)
+    half = torch.linalg.solve_triangular(factor, rhs, upper=False)
+    solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return cholesky_inverse_(factor), half, solution
+
+
+def _takes_product(factor: Tensor) -> bool:
+    n = factor.size(-1)
+    most = _PRODUCT_ON_THREADS_UP_TO if n > _PRODUCT_UP_TO and torch.get_num_threads() > 1 else _PRODUCT_UP_TO
+    return n <= most and not factor.is_cuda
+
+
+def _inverse_root(factor: Tensor) -> Tensor:
+    root = torch.eye(factor.size(-1), dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, root, upper=False, out=root if factor.dim() == 2 else None)
 
 
 def _invert_block_(block: Tensor) -> None:

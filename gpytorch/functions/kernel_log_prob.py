@@ -18,21 +18,12 @@ from torch import Tensor
 
 from .. import settings
 from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
-from .cholesky_inverse import cholesky_inverse_
+from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
-from .kernel_covariance import (
-    Cotangents,
-    Expression,
-    Matrix,
-    Parameter,
-    add_product_,
-    aliases,
-    evaluate,
-    evaluate_upper,
-    grad_of_plain,
-    is_graph_kept,
-    row_blocks,
-)
+from .kernel_covariance import aliases, grad_of_plain, is_graph_kept
+from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
+from .parameters import Cotangents, Parameter
+from .stationary import add_product_
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -41,126 +32,129 @@ _LOG_2_PI = math.log(2 * math.pi)
 _AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
 
 
+class SmallKernelLogProb(UntransformedFunction):
+    r"""
+    The log density for a small covariance matrix, which is differentiated in the forward, while all that takes is at
+    hand. The backward only scales what came out. Call :func:`log_prob`, which also knows when not to use this.
+    """
+
+    # With alpha = K^-1 r, and the cotangent of the log density still to come,
+    #   dL/dr         = -alpha
+    #   dL/dK     = G = 1/2 (alpha alpha^T - K^-1)
+    #   dL/dsigma^2_i = G_ii
+    # and dL/dK goes on into the kernel.
+
+    @staticmethod
+    def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
+        r"""
+        :param expression: :math:`\mathbf K_\theta` in terms of `values`.
+        :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
+        :param residual: :math:`\mathbf r` (... x N).
+        :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of, all of one batch shape.
+        :return: The log density (...).
+        """
+        ctx.save_for_backward(residual, *values)
+        ctx.expression, ctx.noises, ctx.gradient = expression, noises, None
+        matrix, record = KernelMatrix(expression, values), []
+        factor = _factorize(matrix.evaluate(record=record, again=True), matrix, noises)
+        half_logdet, rhs = factor.diagonal(0, -2, -1).log().sum(-1), residual.unsqueeze(-1)
+        residual_needed, *needed = ctx.needs_input_grad[2:]
+        cotangents = Cotangents(values, needed)
+        if any(needed):
+            inverse, half, alpha = inverse_and_solutions_(factor, rhs)
+            grad_matrix = add_product_(inverse, alpha, alpha.mT, beta=-0.5, alpha=0.5)
+            _pull_back_noise(noises, cotangents, grad_matrix)
+            matrix.pull_back(cotangents, grad_matrix, record=record, symmetric=True)
+        else:
+            half = torch.linalg.solve_triangular(factor, rhs, upper=False)
+            alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        ctx.gradient = [alpha.neg().view_as(residual) if residual_needed else None, *cotangents.sums]
+        return _log_density(half.square().sum((-2, -1)), half_logdet, factor.size(-1))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if must_be_differentiable():
+            residual, *values = aliases(ctx.saved_tensors)
+            res = _plain_log_prob(ctx.expression, ctx.noises, values, residual)
+            return None, None, *grad_of_plain(res, (residual, *values), ctx.needs_input_grad[2:], grad)
+        ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
+        if grad.dim() == 0:
+            return None, None, *[None if each is None else each * grad for each in ctx.gradient]
+        scaled = (grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in ctx.gradient if each is not None)
+        return None, None, *[None if each is None else each * next(scaled) for each in ctx.gradient]
+
+
 class KernelLogProb(UntransformedFunction):
     r"""
     The log density, a large matrix being evaluated, factorized, inverted and differentiated in one N x N buffer.
 
-    A small matrix is differentiated in the forward, while all that takes is at hand, and the backward only scales what
-    came out. For a large one the backward evaluates the kernel again, a block of rows at a time, rather than keep it.
-    Call :func:`log_prob`, which also knows when not to use this.
+    The backward evaluates the kernel again, a block of rows at a time, rather than keep it. Call :func:`log_prob`,
+    which also knows when not to use this.
     """
 
+    # With A = K^-1 R and g_s the cotangent of the log density of column s,
+    #   dL/dR         = -A diag(g)
+    #   dL/dK     = G = 1/2 (A diag(g) A^T - (sum_s g_s) K^-1)
+    #   dL/dsigma^2_i = G_ii
+    # and dL/dK goes on into the kernel in blocks. One triangle of the symmetric G says all there: a block holds the
+    # elements on and right of the diagonal, those right of it twice.
+
     @staticmethod
-    def forward(
-        ctx,
-        expression: Expression,
-        noises: Sequence[Parameter],
-        at_once: bool,
-        residual: Tensor,
-        *values: Tensor,
-    ) -> Tensor:
+    def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.
         :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
-        :param at_once: Whether to differentiate here, if the matrix is small. There may be no columns then, and all the
-            values have the covariance's batch shape.
         :param residual: :math:`\mathbf r`, of the covariance's batch shape (... x N), or several of them as columns
             (... x N x S).
         :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
         :return: The log density (...), or those of the columns (... x S).
         """
-        matrix = expression(values)
-        size = residual.numel() * residual.size(-1) * residual.element_size()
-        at_once = at_once and size <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
-        factor = _factorize(matrix, noises, values, at_once)
+        matrix = KernelMatrix(expression, values)
+        factor = _factorize(evaluate_upper(matrix), matrix, noises)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
-        log_diagonal = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=not ctx.is_vector)
-        inv_quad = half.square().sum((-2, -1) if ctx.is_vector else -2)
-        res = torch.rsub(torch.add(log_diagonal, inv_quad, alpha=0.5), -0.5 * factor.size(-1) * _LOG_2_PI)
-        ctx.expression, ctx.noises, ctx.matrix, ctx.gradient = expression, noises, None, None
+        log_diagonal = factor.diagonal(0, -2, -1).log().sum(-1, keepdim=not ctx.is_vector)
+        ctx.expression, ctx.noises, ctx.matrix = expression, noises, matrix
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
-        if at_once:
-            ctx.save_for_backward(residual, *values)
-            ctx.gradient = _gradient_at_once(ctx, matrix, factor, half, residual, values)
-        else:
-            ctx.save_for_backward(residual, *values, factor, half)
-            ctx.matrix = matrix
-        return res
+        ctx.save_for_backward(residual, *values, factor, half)
+        return _log_density(half.square().sum((-2, -1) if ctx.is_vector else -2), log_diagonal, factor.size(-1))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable():
             return _differentiable_backward(ctx, grad)
-        residual, *values = ctx.saved_tensors
-        if ctx.gradient is not None:
-            return None, None, None, *_scaled(ctx.gradient, grad)
-        *values, factor, half = values
+        residual, *values, factor, half = ctx.saved_tensors
+        residual_needed, *needed = ctx.needs_input_grad[2:]
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
-        factor = factor.clone() if is_graph_kept() else factor  # which is overwritten
-        return None, None, None, *_gradient(ctx, grad, factor, half, residual, values)
+        alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        weighted = alpha * grad
+        grad_residual = weighted.neg().view_as(residual) if residual_needed else None
+        cotangents = Cotangents(values, needed)
+        if any(needed):
+            total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
+            grad_matrix = cholesky_inverse_(factor.clone() if is_graph_kept() else factor)
+            for start, stop in ctx.matrix.row_blocks():
+                rows, cols = slice(start, stop), slice(start, None)
+                block = grad_matrix[..., rows, cols].mul_(-total)
+                add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
+                block[..., : stop - start].triu_().diagonal(0, -2, -1).mul_(0.5)
+                ctx.matrix.pull_back(cotangents, block, rows, cols)
+            _pull_back_noise(ctx.noises, cotangents, grad_matrix)
+        return None, None, grad_residual, *cotangents.sums
 
 
-# With A = K^-1 R and g_s the cotangent of the log density of column s,
-#   dL/dR         = -A diag(g)
-#   dL/dK     = G = 1/2 (A diag(g) A^T - (sum_s g_s) K^-1)
-#   dL/dsigma^2_i = G_ii
-# and dL/dK goes on into the kernel: at once as a whole, or in blocks. One triangle of the symmetric G says all there: a
-# block holds the elements on and right of the diagonal, those right of it twice.
-
-
-def _gradient_at_once(
-    ctx, matrix: Matrix, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
-) -> list[Tensor | None]:
-    # The gradient of the log density in residual and values. The factor is overwritten.
-    residual_needed, *needed = ctx.needs_input_grad[3:]
-    alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    grad_residual = alpha.neg().view_as(residual) if residual_needed else None
-    if not any(needed):
-        return [grad_residual, *(None for _ in needed)]
-    cotangents = Cotangents(values, needed)
-    grad_matrix = add_product_(cholesky_inverse_(factor), alpha, alpha.mT, beta=-0.5, alpha=0.5)
-    _pull_back_noise(ctx.noises, cotangents, grad_matrix)
-    matrix.pull_back_at_once(cotangents, grad_matrix)
-    return [grad_residual, *cotangents.sums]
-
-
-def _gradient(
-    ctx, grad: Tensor, factor: Tensor, half: Tensor, residual: Tensor, values: Sequence[Tensor]
-) -> list[Tensor | None]:
-    # The cotangents of residual and values for those of the log density, `grad` (... x 1 x S). The factor is
-    # overwritten.
-    residual_needed, *needed = ctx.needs_input_grad[3:]
-    alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    weighted = alpha * grad
-    grad_residual = weighted.neg().view_as(residual) if residual_needed else None
-    if not any(needed):
-        return [grad_residual, *(None for _ in needed)]
-    cotangents, grad_matrix = Cotangents(values, needed), cholesky_inverse_(factor)
-    total = grad if ctx.is_vector else grad.sum(-1, keepdim=True)
-    for start, stop in row_blocks(ctx.matrix.shape, ctx.matrix.device):
-        rows, cols = slice(start, stop), slice(start, None)
-        block = grad_matrix[..., rows, cols].mul_(-total)
-        add_product_(block, weighted[..., rows, :], alpha[..., cols, :].mT)
-        block[..., : stop - start].triu_().diagonal(dim1=-2, dim2=-1).mul_(0.5)
-        ctx.matrix.pull_back(cotangents, block, rows, cols)
-    _pull_back_noise(ctx.noises, cotangents, grad_matrix)
-    return [grad_residual, *cotangents.sums]
+def _log_density(inv_quad: Tensor, half_logdet: Tensor, n: int) -> Tensor:
+    # In the memory of the last
+    return half_logdet.add_(inv_quad, alpha=0.5).neg_().sub_(0.5 * n * _LOG_2_PI)
 
 
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:
-    grad = grad_matrix.diagonal(dim1=-2, dim2=-1)
+    grad = grad_matrix.diagonal(0, -2, -1)
     for noise in noises:
         if cotangents.needed[noise.slot]:
             # Not the diagonal itself, which would keep the matrix.
             is_shared = cotangents.values[noise.slot].size(-1) == 1
             cotangents.add_of(noise, grad.sum(-1, keepdim=True) if is_shared else grad.clone())
-
-
-def _scaled(gradient: list[Tensor | None], grad: Tensor) -> list[Tensor | None]:
-    if grad.dim() == 0:
-        return [None if each is None else each * grad for each in gradient]
-    return [None if each is None else each * grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in gradient]
 
 
 def log_prob(
@@ -185,10 +179,12 @@ def log_prob(
     if is_transformed() or residual.size(-1) == 1:
         return _plain_log_prob(expression, noises, values, residual)
     if residual.shape[:-1] == batch_shape:
-        at_once = is_uniform and residual.numel() > 0 and torch.is_grad_enabled()
-        return KernelLogProb.apply(expression, noises, at_once, residual, *values)
+        num_bytes = residual.numel() * residual.size(-1) * residual.element_size()
+        is_small = 0 < num_bytes <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
+        of_size = SmallKernelLogProb if is_small and is_uniform and torch.is_grad_enabled() else KernelLogProb
+        return of_size.apply(expression, noises, residual, *values)
     columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-    return restore(KernelLogProb.apply(expression, noises, False, columns, *values).unsqueeze(-2))[..., 0, 0]
+    return restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
 
 
 def factorize(expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
@@ -198,7 +194,8 @@ def factorize(expression: Expression, noises: Sequence[Parameter], values: Seque
     :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).
     :param values: The tensors that the matrix and the noises are made of.
     """
-    return _factorize(expression(values), noises, values, at_once=False)
+    matrix = KernelMatrix(expression, values)
+    return _factorize(evaluate_upper(matrix), matrix, noises)
 
 
 def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
@@ -220,7 +217,7 @@ def plain_covariance(expression: Expression, noises: Sequence[Parameter], values
     :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).
     :param values: The tensors that the matrix and the noises are made of.
     """
-    return with_noise(expression(values).plain(), noises, values)
+    return with_noise(plain(expression, values), noises, values)
 
 
 def with_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
@@ -251,27 +248,28 @@ def _plain_log_prob(
 
 
 def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[3:]
+    needed = ctx.needs_input_grad[2:]
     residual, *values = aliases(ctx.saved_tensors[: len(needed)])
     if ctx.is_vector:
         res = _plain_log_prob(ctx.expression, ctx.noises, values, residual)
     else:  # each column as a right-hand side of its own
         covar = plain_covariance(ctx.expression, ctx.noises, values).unsqueeze(-3)
         res = gaussian_log_prob(covar, residual.mT)
-    return None, None, None, *grad_of_plain(res, (residual, *values), needed, grad)
+    return None, None, *grad_of_plain(res, (residual, *values), needed, grad)
 
 
-def _factorize(matrix: Matrix, noises: Sequence[Parameter], values: Sequence[Tensor], at_once: bool) -> Tensor:
-    # A large matrix is factorized in its own memory. Where that fails it is evaluated again; psd_safe_cholesky warns,
-    # adds jitter or raises, as it does for everybody.
+def _factorize(covar: Tensor, matrix: KernelMatrix, noises: Sequence[Parameter]) -> Tensor:
+    # Noise goes onto the diagonal of the matrix as evaluated, of which the upper triangle will do, and the factor into
+    # its memory. Where that fails it is evaluated again; psd_safe_cholesky warns, adds jitter or raises, as it does for
+    # everybody.
     if settings.verbose_linalg.on():
-        settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {matrix.shape}.")
-    covar = _add_noise(matrix.evaluate_at_once() if at_once else evaluate_upper(matrix), noises, values)
-    factor = covar.mT  # in LAPACK's order. One and the same tensor: another view would be copied onto itself.
+        settings.verbose_linalg.logger.debug(f"Running Cholesky on a matrix of size {covar.shape}.")
+    factor = _add_noise(covar, noises, matrix.values).mT  # in LAPACK's order
+    # One and the same tensor: another view would be copied onto itself.
     _, info = torch.linalg.cholesky_ex(factor, out=(factor, factor.new_empty(factor.shape[:-2], dtype=torch.int32)))
     if not (info.any() if info.dim() else info) or linear_operator_settings.trace_mode.on():
         return factor
-    return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, values))
+    return psd_safe_cholesky(_add_noise(evaluate(matrix), noises, matrix.values))
 
 
 def _add_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
@@ -280,5 +278,5 @@ def _add_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tens
         if noise.dim() > 1 and noise.shape[:-1] != covar.shape[:-2]:
             batch_shape = torch.broadcast_shapes(noise.shape[:-1], covar.shape[:-2])
             covar = covar.expand(*batch_shape, *covar.shape[-2:]).contiguous()
-        covar.diagonal(dim1=-2, dim2=-1).add_(noise)
+        covar.diagonal(0, -2, -1).add_(noise)
     return covar

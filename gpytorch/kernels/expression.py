@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from ..constraints.unconstrained import Unconstrained, unconstrained
-from ..functions.kernel_covariance import (
-    MATERN,
-    RATIONAL_QUADRATIC,
-    RBF,
-    Expression,
-    Parameter,
-    Product,
-    Profile,
-    Scaled,
-    Stationary,
-    Sum,
-)
+from ..functions.kernel_matrix import Node, Step, scaled
+from ..functions.parameters import Parameter
+from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
+from ..functions.stationary import Stationary
 from .kernel import AdditiveKernel, Kernel, ProductKernel
 from .matern_kernel import MaternKernel
 from .periodic_kernel import PeriodicKernel
@@ -32,17 +24,19 @@ from .scale_kernel import ScaleKernel
 
 
 class Terms:
-    """The tensors that an expression is made of.
+    """An expression and the tensors that it is made of.
 
+    :ivar expression: The expression.
     :ivar values: The tensors.
     :ivar batch_shapes: Their batch shapes.
     :ivar row_slots: Where the inputs of the rows stand among them.
     :ivar matrix_shape: The number of rows and of columns.
     """
 
-    __slots__ = ("batch_shapes", "matrix_shape", "row_slots", "values")
+    __slots__ = ("batch_shapes", "expression", "matrix_shape", "row_slots", "values")
 
     def __init__(self) -> None:
+        self.expression: list[Step] = []
         self.values: list[Tensor] = []
         self.batch_shapes: set[torch.Size] = set()
         self.row_slots: list[int] = []
@@ -64,7 +58,9 @@ class Terms:
         :param event_dim: How many of its dimensions, at the end, are not batch dimensions.
         """
         tensor, is_raw, lower_bound = parameter
-        return Parameter(self.add(tensor, event_dim), is_raw, lower_bound)
+        self.values.append(tensor)
+        self.batch_shapes.add(tensor.shape[: tensor.dim() - event_dim])
+        return Parameter(len(self.values) - 1, is_raw, lower_bound)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -83,7 +79,7 @@ class Terms:
         return slot, slot if x1 is x2 else self.add(x2, 2)
 
 
-def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> Expression | None:
+def write_kernel(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> bool:
     """Write the covariance of a kernel as an expression, if the kernel is made of such as have one.
 
     A kernel is known by its methods: a subclass that overrides one which upstream would call has no closed form here.
@@ -91,46 +87,43 @@ def kernel_expression(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, call
     :param kernel: The kernel.
     :param x1: The inputs of the rows, with the kernel's active dimensions selected (... x N x D).
     :param x2: The inputs of the columns (... x M x D).
-    :param terms: Where the tensors that the expression is made of are added.
+    :param terms: Where the expression and its tensors are added.
     :param called: Whether upstream would go through the kernel's `__call__`.
-    :return: The expression, or None; then `terms` may have grown.
+    :return: Whether it is written. If not, `terms` may have grown.
     """
     # A method's function, asked for in the way that torch.compile can trace
     write = _WRITERS.get(kernel.forward.__func__) if isinstance(kernel.forward, MethodType) else None
     if write is None or type(kernel).covar_dist is not Kernel.covar_dist:
-        return None
+        return False
     if called and type(kernel).__call__ is not Kernel.__call__:
-        return None
+        return False
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != x1.size(-1):
-        return None  # upstream says what is wrong
+        return False  # upstream says what is wrong
     return write(kernel, x1, x2, terms)
 
 
 def _stationary(
     profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, alpha: Tensor | None = None
-) -> Expression | None:
+) -> bool:
     own = unconstrained(kernel, "lengthscale", Kernel)
     if own[0].dim() > 1 and own[0].size(-2) != 1:
-        return None  # a lengthscale of a user's own, for each point another
+        return False  # a lengthscale of a user's own, for each point another
     rows, cols = terms.add_inputs(x1, x2)
     lengthscale = terms.add_parameter(own, 2)
     shape = None if alpha is None else terms.add_parameter((alpha, False, None), 2)
-    return lambda values, square=False: Stationary(values, profile, rows, rows if square else cols, lengthscale, shape)
+    terms.expression.append(Stationary(profile, rows, cols, lengthscale, shape))
+    return True
 
 
-def _rbf(kernel: RBFKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
-    return _stationary(RBF, kernel, x1, x2, terms)
-
-
-def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
+def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     return _stationary(MATERN[kernel.nu], kernel, x1, x2, terms)
 
 
-def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
+def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     return _stationary(RATIONAL_QUADRATIC, kernel, x1, x2, terms, kernel.alpha.unsqueeze(-1))
 
 
-def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression:
+def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     # 4 sin^2(pi (x - x') / p) is the squared distance of the points that x and x' have at the angles 2 pi x / p on the
     # unit circle: the periodic kernel is the RBF kernel of these points, over the root of its lengthscale.
     frequency = 2 * math.pi / kernel.period_length
@@ -142,39 +135,36 @@ def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> E
 
     points1 = on_circles(x1)
     rows, cols = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
-    return lambda values, square=False: Stationary(values, RBF, rows, rows if square else cols)
+    terms.expression.append(Stationary(RBF, rows, cols))
+    return True
 
 
-def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> Expression | None:
-    child = kernel_expression(kernel.base_kernel, x1, x2, terms, called=False)
-    if child is None:
-        return None
-    scale = terms.add_parameter(unconstrained(kernel, "outputscale", ScaleKernel), 0)
-    return lambda values, square=False: Scaled(values, child, scale, square)
+def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    if not write_kernel(kernel.base_kernel, x1, x2, terms, called=False):
+        return False
+    scaled(terms.expression, terms.add_parameter(unconstrained(kernel, "outputscale", ScaleKernel), 0))
+    return True
 
 
-def _composite(
-    node: type, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms
-) -> Expression | None:
-    children = []
-    for part in kernel.kernels:
+def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    for i, part in enumerate(kernel.kernels):
         x1_, x2_ = x1, x2
         if part.active_dims is not None:
             x1_ = x1.index_select(-1, part.active_dims)
             x2_ = x1_ if x2 is x1 else x2.index_select(-1, part.active_dims)
-        child = kernel_expression(part, x1_, x2_, terms)
-        if child is None:
-            return None
-        children.append(child)
-    return lambda values, square=False: node(values, children, square)
+        if not write_kernel(part, x1_, x2_, terms):
+            return False
+        if i > 0:
+            terms.expression.append(node)
+    return len(kernel.kernels) > 0
 
 
 _WRITERS: dict[Callable, Callable] = {
-    RBFKernel.forward: _rbf,
+    RBFKernel.forward: partial(_stationary, RBF),
     MaternKernel.forward: _matern,
     RQKernel.forward: _rational_quadratic,
     PeriodicKernel.forward: _periodic,
     ScaleKernel.forward: _scale,
-    AdditiveKernel.forward: partial(_composite, Sum),
-    ProductKernel.forward: partial(_composite, Product),
+    AdditiveKernel.forward: partial(_composite, Node.SUM),
+    ProductKernel.forward: partial(_composite, Node.PRODUCT),
 }

@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import settings
 from ..dense import unevaluated
 from ..distributions import MultivariateNormal
-from ..functions.kernel_covariance import Parameter
 from ..functions.kernel_log_prob import add_diagonal
+from ..functions.parameters import Parameter
 from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.likelihood import Likelihood
 from ..likelihoods.noise import marginal_noise

@@ -34,7 +34,7 @@ from gpytorch import dense, likelihoods, means, priors, settings
 from gpytorch import kernels as k
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
-from gpytorch.functions import kernel_covariance, kernel_log_prob
+from gpytorch.functions import kernel_log_prob, kernel_matrix
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood
 from gpytorch.mlls import AddedLossTerm, ExactMarginalLogLikelihood, MarginalLogLikelihood, SumMarginalLogLikelihood
@@ -288,8 +288,8 @@ def test_smallest_data_sets_match_upstream(kernel: str, n: int) -> None:
 def blocks_of_four_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every matrix were a large one."""
     monkeypatch.setattr(kernel_log_prob, "_AT_ONCE", {"cpu": 0})
-    monkeypatch.setattr(kernel_covariance, "_ELEMENTS", {"cpu": (0, 0)})
-    monkeypatch.setattr(kernel_covariance, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(kernel_matrix, "_ELEMENTS", {"cpu": (0, 0)})
+    monkeypatch.setattr(kernel_matrix, "_LEAST_ROWS", 4)
 
 
 @pytest.mark.usefixtures("blocks_of_four_rows")

@@ -1,0 +1,252 @@
+"""Covariance matrices of kernels made of others, evaluated and differentiated a block of rows at a time.
+
+A kernel is written as an expression in postfix order: a step is a matrix, or makes one of the last one or two. Going
+through the steps evaluates any block of the matrix; going back takes the cotangent of a block to the tensors that the
+matrix is made of. Neither direction needs more memory than the matrix itself and a few rows, if so wished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from .parameters import Cotangents, Parameter
+from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, times
+
+# A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
+# CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
+# should fill the device.
+_ELEMENTS = {"cpu": (2**18, 2**16), "cuda": (2**26, 2**26)}
+_LEAST_ROWS = 128
+
+
+class Node(Enum):
+    """What is made of the last two matrices, elementwise."""
+
+    SUM = "sum"
+    PRODUCT = "product"
+
+
+#: A matrix; a scale, of the last matrix; or what is made of the last two.
+Step = Stationary | Parameter | Node
+
+Expression = Sequence[Step]
+
+#: A matrix, and a factor of it (a scalar, or ... x 1 x 1) or None.
+Weighted = tuple[Tensor, Tensor | None]
+
+#: What the way back needs of each step: see :meth:`KernelMatrix.evaluate`.
+Record = list[Any]
+
+
+def scaled(expression: list[Step], scale: Parameter) -> None:
+    """Scale the last matrix of an expression.
+
+    :param expression: The expression, which is changed.
+    :param scale: The scale.
+    """
+    last = expression[-1]
+    if type(last) is Stationary and last.scale is None:
+        last.scale = scale
+    else:
+        expression.append(scale)
+
+
+def of_rows(expression: Expression) -> Expression:
+    """Return the covariance matrix of an expression's rows with themselves."""
+    return [step.with_cols(step.rows) if type(step) is Stationary else step for step in expression]
+
+
+class KernelMatrix:
+    """An expression and its tensors.
+
+    :param expression: The expression.
+    :param values: The tensors.
+    """
+
+    def __init__(self, expression: Expression, values: Sequence[Tensor]):
+        self.expression, self.values = expression, values
+        self._bound: dict[Stationary, BoundStationary] = {}
+
+    def _bind(self, step: Stationary) -> BoundStationary:
+        if step not in self._bound:
+            self._bound[step] = BoundStationary(step, self.values)
+        return self._bound[step]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The number of rows and of columns."""
+        first = self.expression[0]
+        return self.values[first.rows].size(-2), self.values[first.cols].size(-2)
+
+    def row_blocks(self) -> list[tuple[int, int]]:
+        """Return the bounds of the blocks of rows in which the matrix is worked through."""
+        (n, m), first = self.size, self.expression[0]
+        x = self.values[first.rows]
+        tensors = [x, self.values[first.cols]]
+        if first.lengthscale is not None:
+            tensors.append(self.values[first.lengthscale.slot])
+        batch = max(tensor.shape[:-2].numel() for tensor in tensors)
+        whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
+        if batch * n * m <= whole:
+            return [(0, n)]
+        rows = max(_LEAST_ROWS, block // (batch * m))
+        return [(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+    def evaluate(
+        self, rows: Rows = None, cols: Rows = None, record: Record | None = None, again: bool = False
+    ) -> Tensor:
+        """Return a block of the matrix, in memory of its own.
+
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        :param record: Where what :meth:`pull_back` would otherwise compute again is added, or None.
+        :param again: Whether the inputs are likely to be the same another time, as those of a training are.
+        """
+        stack: list[Weighted] = []
+        for step in self.expression:
+            kept: Any = None
+            if type(step) is Stationary:
+                kept = step.evaluate_few(self.values, again) if rows is cols is None else None
+                if kept is None:
+                    kept = self._bind(step).evaluate(rows, cols)
+                stack.append((kept[0], kept[3]))
+            elif type(step) is Parameter:
+                kept = block, weight = stack.pop()
+                stack.append((block, times(weight, as_weight(step.of(self.values)))))
+            else:
+                right, left = stack.pop(), stack.pop()
+                if step is Node.PRODUCT:
+                    kept = left, right
+                    stack.append((left[0] * right[0], times(left[1], right[1])))
+                else:
+                    stack.append((_add_(_weigh(left, overwrite=record is None), right), None))
+            if record is not None:
+                record.append(kept)
+        return _weigh(stack.pop(), overwrite=record is None)
+
+    def pull_back(
+        self,
+        cotangents: Cotangents,
+        grad: Tensor,
+        rows: Rows = None,
+        cols: Rows = None,
+        record: Record | None = None,
+        symmetric: bool = False,
+        overwrite: bool = True,
+    ) -> None:
+        """Take the cotangent of a block back to the tensors.
+
+        :param cotangents: Where they are summed.
+        :param grad: The block's cotangent G (... x N x M).
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        :param record: What :meth:`evaluate` left of that block, or None.
+        :param symmetric: Whether the block is all of a symmetric matrix, and G is symmetric.
+        :param overwrite: Whether the record may be overwritten.
+        """
+        if record is None:
+            record = []
+            self.evaluate(rows, cols, record)
+        if symmetric and not grad.is_contiguous():
+            grad = grad.mT  # from LAPACK's order of the elements to that of the rest
+        # The cotangents of the matrices that steps still to come, or rather gone, have made
+        stack: list[Weighted] = [(grad, None)]
+        for step, kept in zip(reversed(self.expression), reversed(record), strict=True):
+            grad, weight = stack.pop()
+            if type(step) is Stationary:
+                step.pull_back(cotangents, grad, weight, kept, self._bind, rows, cols, symmetric, overwrite)
+            elif type(step) is Parameter:
+                if cotangents.needed[step.slot]:
+                    block, inner = kept
+                    total, factor = (grad * block).sum((-2, -1)), times(weight, inner)
+                    cotangents.add_of(step, total if factor is None else total * as_scale(factor))
+                stack.append((grad, times(weight, as_weight(step.of(self.values)))))
+            elif step is Node.SUM:
+                stack += [(grad, weight), (grad, weight)]
+            else:
+                (left, left_weight), (right, right_weight) = kept
+                stack.append((grad * right, times(weight, right_weight)))
+                stack.append((grad * left, times(weight, left_weight)))
+
+
+def evaluate(matrix: KernelMatrix) -> Tensor:
+    """Return the whole of a matrix."""
+    return _assemble(matrix, upper=False)
+
+
+def evaluate_upper(matrix: KernelMatrix) -> Tensor:
+    """Return a square matrix. Elements left of the diagonal may hold anything."""
+    return _assemble(matrix, upper=True)
+
+
+def plain(expression: Expression, values: Sequence[Tensor]) -> Tensor:
+    """Return the matrix of an expression by differentiable operations.
+
+    :param expression: The expression.
+    :param values: Its tensors.
+    """
+    return _fold(expression, values, lambda step: step.plain(values), as_weight)
+
+
+def diagonal(expression: Expression, values: Sequence[Tensor]) -> Tensor:
+    """Return the diagonal of the covariance of an expression's rows with themselves by differentiable operations.
+
+    :param expression: The expression.
+    :param values: Its tensors.
+    :return: The diagonal (... x 1): stationary kernels have the same for all points.
+    """
+    return _fold(expression, values, lambda step: values[step.rows].new_ones(1), lambda scale: scale.unsqueeze(-1))
+
+
+def _fold(
+    expression: Expression,
+    values: Sequence[Tensor],
+    of_leaf: Callable[[Stationary], Tensor],
+    of_scale: Callable[[Tensor], Tensor],
+) -> Tensor:
+    stack: list[Tensor] = []
+    for step in expression:
+        if type(step) is Stationary:
+            res = of_leaf(step)
+            stack.append(res if step.scale is None else res * of_scale(step.scale.of(values)))
+        elif type(step) is Parameter:
+            stack.append(stack.pop() * of_scale(step.of(values)))
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(left + right if step is Node.SUM else left * right)
+    return stack.pop()
+
+
+def _assemble(matrix: KernelMatrix, upper: bool) -> Tensor:
+    bounds = matrix.row_blocks()
+    if len(bounds) == 1:
+        return matrix.evaluate()
+    whole = None
+    for start, stop in bounds:
+        rows, cols = slice(start, stop), slice(start, None) if upper else None
+        block = matrix.evaluate(rows, cols)
+        if whole is None:
+            whole = block.new_empty(*block.shape[:-2], *matrix.size)
+        whole[..., rows, cols or slice(None)] = block
+    return whole
+
+
+def _weigh(matrix: Weighted, overwrite: bool) -> Tensor:
+    # In memory of its own, or that of the matrix, if the product fits in there
+    block, weight = matrix
+    if weight is None:
+        return block if overwrite else block.clone()
+    if overwrite and (weight.dim() == 0 or (block.shape[:-2] == weight.shape[:-2] and block.dtype is weight.dtype)):
+        return block.mul_(weight)
+    return block * weight
+
+
+def _add_(left: Tensor, right: Weighted) -> Tensor:
+    # In the memory of the left, if the sum fits in there
+    block, weight = right
+    block = block if weight is None else block * weight
+    return left.add_(block) if left.shape == block.shape and left.dtype is block.dtype else left + block
