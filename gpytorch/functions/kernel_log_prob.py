@@ -55,8 +55,8 @@ class SmallKernelLogProb(UntransformedFunction):
         """
         ctx.save_for_backward(residual, *values)
         ctx.expression, ctx.noises, ctx.gradient = expression, noises, None
-        matrix, record = KernelMatrix(expression, values), []
-        factor = _factorize(matrix.evaluate(record=record, again=True), matrix, noises)
+        matrix, record = KernelMatrix(expression, values, again=True), []
+        factor = _factorize(matrix.evaluate(record=record), matrix, noises)
         half_logdet, rhs = factor.diagonal(0, -2, -1).log().sum(-1), residual.unsqueeze(-1)
         residual_needed, *needed = ctx.needs_input_grad[2:]
         cotangents = Cotangents(values, needed)
@@ -109,7 +109,7 @@ class KernelLogProb(UntransformedFunction):
         :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
         :return: The log density (...), or those of the columns (... x S).
         """
-        matrix = KernelMatrix(expression, values)
+        matrix = KernelMatrix(expression, values, again=True)
         factor = _factorize(evaluate_upper(matrix), matrix, noises)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)

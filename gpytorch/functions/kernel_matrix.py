@@ -65,15 +65,17 @@ class KernelMatrix:
 
     :param expression: The expression.
     :param values: The tensors.
+    :param again: Whether the inputs are likely to be the same another time, as those of a training are.
     """
 
-    def __init__(self, expression: Expression, values: Sequence[Tensor]):
-        self.expression, self.values = expression, values
+    def __init__(self, expression: Expression, values: Sequence[Tensor], again: bool = False):
+        self.expression, self.values, self.again = expression, values, again
         self._bound: dict[Stationary, BoundStationary] = {}
 
     def _bind(self, step: Stationary) -> BoundStationary:
         if step not in self._bound:
-            self._bound[step] = BoundStationary(step, self.values)
+            # Columns of their own are those of a training.
+            self._bound[step] = BoundStationary(step, self.values, self.again or step.rows != step.cols)
         return self._bound[step]
 
     @property
@@ -86,31 +88,28 @@ class KernelMatrix:
         """Return the bounds of the blocks of rows in which the matrix is worked through."""
         (n, m), first = self.size, self.expression[0]
         x = self.values[first.rows]
-        tensors = [x, self.values[first.cols]]
-        if first.lengthscale is not None:
-            tensors.append(self.values[first.lengthscale.slot])
-        batch = max(tensor.shape[:-2].numel() for tensor in tensors)
+        batch = 1
+        for slot in (first.rows, first.cols, first.lengthscale.slot if first.lengthscale else first.rows):
+            if self.values[slot].dim() > 2:
+                batch = max(batch, self.values[slot].shape[:-2].numel())
         whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
         if batch * n * m <= whole:
             return [(0, n)]
         rows = max(_LEAST_ROWS, block // (batch * m))
         return [(start, min(start + rows, n)) for start in range(0, n, rows)]
 
-    def evaluate(
-        self, rows: Rows = None, cols: Rows = None, record: Record | None = None, again: bool = False
-    ) -> Tensor:
+    def evaluate(self, rows: Rows = None, cols: Rows = None, record: Record | None = None) -> Tensor:
         """Return a block of the matrix, in memory of its own.
 
         :param rows: The block's rows.
         :param cols: The block's columns.
         :param record: Where what :meth:`pull_back` would otherwise compute again is added, or None.
-        :param again: Whether the inputs are likely to be the same another time, as those of a training are.
         """
         stack: list[Weighted] = []
         for step in self.expression:
             kept: Any = None
             if type(step) is Stationary:
-                kept = step.evaluate_few(self.values, again) if rows is cols is None else None
+                kept = step.evaluate_few(self.values, self.again) if rows is cols is None else None
                 if kept is None:
                     kept = self._bind(step).evaluate(rows, cols)
                 stack.append((kept[0], kept[3]))

@@ -72,7 +72,8 @@ class Stationary:
         lengthscale = lengthscale.of(values)
         if lengthscale.dtype is not x.dtype or lengthscale.dim() != x.dim():
             return None  # a subclass may make itself one of fewer dimensions
-        squared, precision = differences.squared_differences(x, again), lengthscale.pow(-2)
+        of = differences.remembered_squared_differences if again else differences.squared_differences
+        squared, precision = of(x), lengthscale.pow(-2)
         if lengthscale.size(-1) < x.size(-1):
             squared = squared.sum(-2, keepdim=True)
         shape = self.shape and self.shape.of(values)
@@ -171,10 +172,11 @@ class BoundStationary:
 
     :param kernel: The kernel.
     :param values: The tensors.
+    :param again: Whether the inputs of the columns are likely to be the same another time.
     """
 
-    def __init__(self, kernel: Stationary, values: Sequence[Tensor]):
-        self.kernel, self.values = kernel, values
+    def __init__(self, kernel: Stationary, values: Sequence[Tensor], again: bool = False):
+        self.kernel, self.values, self.again = kernel, values, again
         self.is_square = kernel.rows == kernel.cols
         self.lengthscale = kernel.lengthscale and kernel.lengthscale.of(values)
         self.shape = kernel.shape and kernel.shape.of(values)
@@ -187,9 +189,15 @@ class BoundStationary:
         if self._z is None:
             z1, z2 = self.values[self.kernel.rows], self.values[self.kernel.cols]
             if self.lengthscale is not None:
-                origin = (z1 if z1.dim() < z2.dim() else z2).detach().mean(-2, keepdim=True)
-                z1 = (z1 - origin) / self.lengthscale
-                z2 = z1 if self.is_square else (z2 - origin) / self.lengthscale
+                if z1.dim() < z2.dim():
+                    origin, z1 = differences.centered(z1)
+                    z2 = z2 - origin
+                else:
+                    again = self.again and z2.numel() <= differences.MANY
+                    origin, z2 = (differences.remembered_centered if again else differences.centered)(z2)
+                    z1 = z2 if self.is_square else z1 - origin
+                z1 = z1 / self.lengthscale
+                z2 = z1 if self.is_square else z2 / self.lengthscale
             self._z = z1, z2
         return self._z
 

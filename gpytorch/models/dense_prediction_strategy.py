@@ -198,8 +198,8 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         blocks, rows_of = row_blocks_of_tests(cross.shape, self.num_train), cross.to_dense
         if len(blocks) == 1:
             rows_of = functools.partial(_rows, rows_of())
-        alpha = self.mean_cache.unsqueeze(-1)
-        explained = [(rows_of(rows) @ alpha).squeeze(-1) for rows in blocks]
+        alpha = self.mean_cache
+        explained = [_times_vector(rows_of(rows), alpha) for rows in blocks]
         mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
         if settings.skip_posterior_variances.on():
             return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
@@ -225,6 +225,11 @@ def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
         return parameter.detach().numpy().tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
+
+
+def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    # Of a batch shape each (... x M x N and ... x N)
+    return matrix @ vector if vector.dim() == 1 else (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _rows(matrix: Tensor, rows: slice | None) -> Tensor:

@@ -89,8 +89,8 @@ class PosteriorCovariance(LinearOperator):
 
     def diagonal(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
         """See upstream's, which looks at the shape first."""
-        is_plain = offset == 0 and dim1 == -2 and dim2 == -1
-        return self._diagonal() if is_plain else super().diagonal(offset, dim1, dim2)
+        is_whole = offset == 0 and {dim1, dim2} == {-2, -1}
+        return self._diagonal() if is_whole else super().diagonal(offset, dim1, dim2)
 
     @cached(name="posterior_diagonal")
     def _diagonal(self) -> Tensor:
