@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .remembered import remembered
@@ -16,13 +17,27 @@ MANY = 2**16
 
 def squared_differences(x: Tensor) -> Tensor:
     r"""
-    Return :math:`(x_{id} - x_{jd})^2` with the elements :math:`ij` in a row.
+    Return :math:`(x_{id} - x_{jd})^2`.
 
     :param x: The points (... x N x D).
-    :return: The squared differences (... x D x N^2).
+    :return: The squared differences (... x D x N x N).
     """
-    coordinates = x.mT.contiguous()  # for the differences to lie in rows
-    return (coordinates.unsqueeze(-1) - coordinates.unsqueeze(-2)).square_().flatten(-2, -1)
+    coordinates = x.mT.contiguous()  # for those in one coordinate to lie side by side
+    return (coordinates.unsqueeze(-1) - coordinates.unsqueeze(-2)).square_()
+
+
+def weighted_sums(weights: Tensor, squared: Tensor) -> Tensor:
+    r"""
+    Return :math:`\sum_{ij} W_{ij} D_{dij}`.
+
+    :param weights: :math:`\mathbf W` (... x N x N).
+    :param squared: The squared differences (... x D x N x N).
+    :return: The sums (... x 1 x D).
+    """
+    # A product takes one long sum, which in single precision loses a digit; sums in pairs need memory for all terms.
+    if weights.dtype is torch.float64 and squared.numel() > FEW:
+        return torch.matmul(squared.flatten(-2), weights.reshape(*weights.shape[:-2], -1, 1)).mT
+    return (squared * weights.unsqueeze(-3)).sum((-2, -1)).unsqueeze(-2)
 
 
 def centered(x: Tensor) -> tuple[Tensor, Tensor]:

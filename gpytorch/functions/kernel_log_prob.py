@@ -144,8 +144,7 @@ class KernelLogProb(UntransformedFunction):
 
 
 def _log_density(inv_quad: Tensor, half_logdet: Tensor, n: int) -> Tensor:
-    # In the memory of the last
-    return half_logdet.add_(inv_quad, alpha=0.5).neg_().sub_(0.5 * n * _LOG_2_PI)
+    return half_logdet.add(inv_quad, alpha=0.5).neg_().sub_(0.5 * n * _LOG_2_PI)
 
 
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:

@@ -75,9 +75,9 @@ class Stationary:
         of = differences.remembered_squared_differences if again else differences.squared_differences
         squared, precision = of(x), lengthscale.pow(-2)
         if lengthscale.size(-1) < x.size(-1):
-            squared = squared.sum(-2, keepdim=True)
+            squared = squared.sum(-3, keepdim=True)
         shape = self.shape and self.shape.of(values)
-        distance = torch.matmul(precision, squared)
+        distance = torch.matmul(precision, squared.flatten(-2))
         distance = distance.view(*distance.shape[:-2], x.size(-2), x.size(-2))
         if self.profile.of_distance:
             distance.clamp_min_(TINY**2).sqrt_()
@@ -143,7 +143,7 @@ class Stationary:
             bind(self).pull_back_slope(cotangents, w, c, weight, rows, cols, symmetric)
         else:
             squared, precision, value = few
-            total = torch.matmul(squared, w.reshape(*w.shape[:-2], -1, 1)).mT
+            total = differences.weighted_sums(w, squared)
             if c != -0.5:
                 total.mul_(-2 * c)
             total.mul_(precision).div_(value)  # its cube might underflow

@@ -293,10 +293,11 @@ def errors_in_float32(case: str, noise: float, seed: int, spread: float = 1.0) -
 @pytest.mark.parametrize("noise", [1e-1, 1e-3])
 @pytest.mark.parametrize("case", FLOAT32)
 def test_float32_is_no_further_from_float64_than_upstream(case: str, noise: float) -> None:
-    # One rounding error says little, and a few are large; the mean over many seeds does.
+    # One rounding error says little, and where a gradient all but vanishes it is a large share; the geometric mean over
+    # many seeds says something.
     on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(200)], strict=True)
-    ours, theirs = torch.stack(on).mean(0), torch.stack(off).mean(0)
-    assert (ours <= 1.5 * theirs + 1e-6).all(), f"{ours.tolist()} against {theirs.tolist()}"
+    ours, theirs = (torch.stack(errors).clamp_min(1e-9).log().mean(0).exp() for errors in (on, off))
+    assert (ours <= 1.25 * theirs).all(), f"{ours.tolist()} against {theirs.tolist()}"
 
 
 @pytest.mark.parametrize("case", ["rbf ard", "matern 5/2", "scaled"])
