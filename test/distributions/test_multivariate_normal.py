@@ -297,7 +297,7 @@ def test_float32_is_no_further_from_float64_than_upstream(case: str, noise: floa
     # many seeds says something.
     on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(200)], strict=True)
     ours, theirs = (torch.stack(errors).clamp_min(1e-9).log().mean(0).exp() for errors in (on, off))
-    assert (ours <= 1.25 * theirs).all(), f"{ours.tolist()} against {theirs.tolist()}"
+    assert (ours <= 1.3 * theirs).all(), f"{ours.tolist()} against {theirs.tolist()}"
 
 
 @pytest.mark.parametrize("case", ["rbf ard", "matern 5/2", "scaled"])
