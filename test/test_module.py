@@ -64,6 +64,22 @@ def test_same_gradients_are_left(make, set_to_none: bool) -> None:
     assert any(grad is None for grad in left[1]) == set_to_none
 
 
+@pytest.mark.parametrize("flag", [False, True])
+def test_zero_grad_of_another_base_is_called(flag: bool) -> None:
+    called = []
+
+    class Base(nn.Module):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            called.append(set_to_none)
+
+    class Both(gpytorch.Module, Base):
+        pass
+
+    with use_torch_tensors(flag):
+        Both().zero_grad()
+    assert called == [True]
+
+
 def test_modules_that_hold_one_another_are_visited_once() -> None:
     module, other = DeepKernel(), DeepKernel()
     module.other, other.other = other, module
