@@ -166,6 +166,19 @@ def test_batch_models_match_upstream(batch: tuple[int, ...], likelihood: str) ->
     compare_step(exact_gp(rbf(batch), x, likelihood=made))
 
 
+@pytest.mark.parametrize("kernel_batch", [(), (1,), (3,)], ids=str)
+@pytest.mark.parametrize("targets_batch", [(3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("n", [2, N])
+def test_targets_that_share_a_covariance_match_upstream(
+    kernel_batch: tuple[int, ...], targets_batch: tuple[int, ...], n: int
+) -> None:
+    y = targets(inputs(n, batch=targets_batch, seed=2))
+    mll = exact_gp(rbf(kernel_batch), inputs(n), y)
+    compare_step(mll)
+    with torch.no_grad():
+        compare_step(mll)
+
+
 def test_batch_models_with_priors_match_upstream() -> None:
     batch = torch.Size([3])
     kernel = k.ScaleKernel(
