@@ -297,6 +297,12 @@ def test_smallest_data_sets_match_upstream(kernel: str, n: int) -> None:
     compare_step(exact_gp(KERNELS[kernel](), inputs(n)))
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "matern 3/2"])
+def test_points_without_coordinates_match_upstream(kernel: str) -> None:
+    made = {"rbf": k.RBFKernel, "matern 3/2": lambda: k.MaternKernel(1.5)}[kernel]()
+    compare_step(exact_gp(k.ScaleKernel(made), inputs(N, 0), torch.linspace(0.0, 1.0, N, dtype=torch.float64)))
+
+
 @pytest.fixture
 def blocks_of_four_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every matrix were a large one."""
