@@ -297,6 +297,17 @@ def test_smallest_data_sets_match_upstream(kernel: str, n: int) -> None:
     compare_step(exact_gp(KERNELS[kernel](), inputs(n)))
 
 
+class PointsOfAUser(Tensor):
+    """A tensor, with nothing to it."""
+
+
+@pytest.mark.parametrize("prior", [None, priors.GammaPrior(3.0, 6.0)], ids=["", "prior"])
+def test_inputs_of_a_class_of_a_users_own_match_upstream(prior: priors.Prior | None) -> None:
+    mll = exact_gp(k.ScaleKernel(k.RBFKernel(lengthscale_prior=prior)), inputs(N))
+    mll.model.set_train_data(inputs(N).as_subclass(PointsOfAUser), strict=False)
+    compare(lambda: loss(mll).as_subclass(Tensor), dict(mll.named_parameters()))
+
+
 @pytest.mark.parametrize("kernel", ["rbf", "matern 3/2"])
 def test_points_without_coordinates_match_upstream(kernel: str) -> None:
     made = {"rbf": k.RBFKernel, "matern 3/2": lambda: k.MaternKernel(1.5)}[kernel]()
