@@ -9,6 +9,7 @@ from . import _upstream, settings
 _upstream.extend(__name__)
 
 _torch_zero_grad = torch.nn.Module.zero_grad
+_ASKED = ("parameters", "named_parameters", "named_modules", "_named_members")
 
 
 @_upstream.replaces(Module)  # noqa: F821 (from the installed module)
@@ -27,10 +28,8 @@ def zero_grad(self, set_to_none: bool = True) -> None:
 
 def _has_torchs_parameters(module: torch.nn.Module) -> bool:
     # What torch asks to find the parameters, none of it overridden, and no replica, of which torch warns
-    cls = type(module)
-    return "_is_replica" not in module.__dict__ and all(
-        getattr(cls, name) is getattr(torch.nn.Module, name)
-        for name in ("parameters", "named_parameters", "named_modules", "_named_members")
+    return module.__dict__.keys().isdisjoint(("_is_replica", *_ASKED)) and all(
+        getattr(type(module), name) is getattr(torch.nn.Module, name) for name in _ASKED
     )
 
 

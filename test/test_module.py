@@ -37,6 +37,12 @@ class FrozenToZeroGrad(gpytorch.Module):
         yield self.first
 
 
+def frozen_by_hand() -> gpytorch.Module:
+    module = ScaleKernel(RBFKernel())
+    module.parameters = lambda recurse=True: iter([module.raw_outputscale])
+    return module
+
+
 def with_gradients(module: nn.Module) -> list[nn.Parameter]:
     parameters = list(nn.Module.parameters(module))
     for parameter in parameters:
@@ -48,6 +54,7 @@ MODULES = {
     "likelihood and model": lambda: exact_gp(ScaleKernel(RBFKernel()), inputs(5)),
     "deep kernel": DeepKernel,
     "own parameters()": FrozenToZeroGrad,
+    "an instance's parameters()": frozen_by_hand,
 }
 
 
