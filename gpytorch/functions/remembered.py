@@ -26,8 +26,15 @@ def remembered(make: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
     @wraps(make)
     def of(x: Tensor) -> T:
         nonlocal kept
-        # On a device, to compare is to wait; what is made in inference mode is of no use outside.
-        if not x.is_cpu or type(x) is not Tensor or x.requires_grad or torch.is_inference_mode_enabled():
+        # On a device, to compare is to wait. What is made in inference mode, or under a mode such as that of fake
+        # tensors, is of no use outside.
+        if (
+            not x.is_cpu
+            or type(x) is not Tensor
+            or x.requires_grad
+            or torch.is_inference_mode_enabled()
+            or torch._C._len_torch_dispatch_stack() > 0
+        ):
             return make(x)
         for values, made in kept:
             if values.dtype is x.dtype and torch.equal(values, x):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from both_ways import compare_step, exact_gp, inputs
 from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from gpytorch.functions.differences import centered, squared_differences
 from gpytorch.functions.remembered import NUM_KEPT, remembered
@@ -106,6 +107,13 @@ def test_threads_get_what_is_made_of_their_own_points() -> None:
         results = list(pool.map(lambda i: of(points[i % 8]), range(200)))
     for i, result in enumerate(results):
         assert torch.equal(result, taken_apart(points[i % 8]))
+
+
+def test_what_a_mode_makes_of_points_stays_in_it(doubled: Callable) -> None:
+    x = torch.ones(3, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(doubled(x)) is FakeTensor
+    assert type(doubled(x)) is Tensor
 
 
 @pytest.mark.parametrize("n", [8, 400])  # by differences, and by products of centered points
