@@ -9,6 +9,7 @@ from . import _upstream, settings
 _upstream.extend(__name__)
 
 _torch_zero_grad = torch.nn.Module.zero_grad
+_ASKED = ("parameters", "named_parameters", "named_modules", "_named_members")
 
 
 @_upstream.replaces(Module)  # noqa: F821 (from the installed module)
@@ -17,18 +18,18 @@ def zero_grad(self, set_to_none: bool = True) -> None:
     With :class:`gpytorch.settings.use_torch_tensors` on, the modules are walked through once, without names, at a third
     of the time.
     """
-    if settings.use_torch_tensors.off() or not set_to_none or not _has_torchs_parameters(self):
-        _torch_zero_grad(self, set_to_none)
-    else:
+    next_zero_grad = super(Module, self).zero_grad  # noqa: F821
+    is_torchs = next_zero_grad.__func__ is _torch_zero_grad  # a class beside GPyTorch's may have its own
+    if settings.use_torch_tensors.on() and set_to_none and is_torchs and _has_torchs_parameters(self):
         _forget_gradients(self, set())
+    else:
+        next_zero_grad(set_to_none)
 
 
 def _has_torchs_parameters(module: torch.nn.Module) -> bool:
     # What torch asks to find the parameters, none of it overridden, and no replica, of which torch warns
-    cls = type(module)
-    return "_is_replica" not in module.__dict__ and all(
-        getattr(cls, name) is getattr(torch.nn.Module, name)
-        for name in ("parameters", "named_parameters", "named_modules", "_named_members")
+    return module.__dict__.keys().isdisjoint(("_is_replica", *_ASKED)) and all(
+        getattr(type(module), name) is getattr(torch.nn.Module, name) for name in _ASKED
     )
 
 

@@ -231,6 +231,33 @@ def test_penalty_on_the_gradient_can_be_trained() -> None:
         assert_near(ours, theirs)
 
 
+@pytest.mark.parametrize("of", ["mean", "variance", "covariance_matrix"])
+@pytest.mark.parametrize("kernel", ["rbf ard", "matern 5/2", "product", "of a user"])
+def test_batched_cotangents_of_a_prediction_are_a_loop_over_them(kernel: str, of: str) -> None:
+    model, x = exact_gp(KERNELS[kernel](), inputs(N)).eval().model, inputs(3, seed=5).requires_grad_()
+    with use_torch_tensors():
+        value = getattr(model(x), of)
+        cotangents = torch.randn(4, *value.shape, generator=generator(), dtype=value.dtype)
+        each = [torch.autograd.grad(value, x, cotangent, retain_graph=True)[0] for cotangent in cotangents]
+        (batched,) = torch.autograd.grad(value, x, cotangents, is_grads_batched=True)
+    assert not batched.requires_grad
+    assert_near(batched, torch.stack(each), rtol=1e-7)
+
+
+@pytest.mark.parametrize("kernel", ["rbf ard", "product", "of a user"])
+@pytest.mark.parametrize("batch", [(3,), (2, 3)], ids=str)
+def test_batched_cotangents_of_a_loss_are_a_loop_over_them(kernel: str, batch: tuple[int, ...]) -> None:
+    mll = exact_gp(KERNELS[kernel](), inputs(N, batch=batch))
+    parameters = list(mll.parameters())
+    with use_torch_tensors():
+        value = loss(mll)
+        cotangents = torch.randn(4, *batch, generator=generator(), dtype=value.dtype)
+        each = [torch.autograd.grad(value, parameters, cotangent, retain_graph=True) for cotangent in cotangents]
+        batched = torch.autograd.grad(value, parameters, cotangents, is_grads_batched=True)
+    for actual, *expected in zip(batched, *each, strict=True):
+        assert_near(actual, torch.stack(expected), rtol=1e-7)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_hessian_on_cuda_is_that_on_cpu(kernel: str) -> None:

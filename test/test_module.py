@@ -37,6 +37,12 @@ class FrozenToZeroGrad(gpytorch.Module):
         yield self.first
 
 
+def frozen_by_hand() -> gpytorch.Module:
+    module = ScaleKernel(RBFKernel())
+    module.parameters = lambda recurse=True: iter([module.raw_outputscale])
+    return module
+
+
 def with_gradients(module: nn.Module) -> list[nn.Parameter]:
     parameters = list(nn.Module.parameters(module))
     for parameter in parameters:
@@ -48,6 +54,7 @@ MODULES = {
     "likelihood and model": lambda: exact_gp(ScaleKernel(RBFKernel()), inputs(5)),
     "deep kernel": DeepKernel,
     "own parameters()": FrozenToZeroGrad,
+    "an instance's parameters()": frozen_by_hand,
 }
 
 
@@ -62,6 +69,22 @@ def test_same_gradients_are_left(make, set_to_none: bool) -> None:
         left.append([None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters])
     assert left[0] == left[1]
     assert any(grad is None for grad in left[1]) == set_to_none
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_zero_grad_of_another_base_is_called(flag: bool) -> None:
+    called = []
+
+    class Base(nn.Module):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            called.append(set_to_none)
+
+    class Both(gpytorch.Module, Base):
+        pass
+
+    with use_torch_tensors(flag):
+        Both().zero_grad()
+    assert called == [True]
 
 
 def test_modules_that_hold_one_another_are_visited_once() -> None:

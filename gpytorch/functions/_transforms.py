@@ -44,6 +44,14 @@ def is_vmapped() -> bool:
     )
 
 
-def must_be_differentiable() -> bool:
-    """Return whether a backward that asks is itself being recorded, batched or compiled: it may not work in place."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def must_be_differentiable(*grads: Tensor | None) -> bool:
+    """Return whether a backward is itself being recorded, batched or compiled: it may not work in place.
+
+    :param grads: The cotangents that reach it. With `is_grads_batched` they alone tell.
+    """
+    return (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+    )

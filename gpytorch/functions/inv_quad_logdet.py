@@ -43,7 +43,7 @@ class _OfColumns(Function):
         ctx, grad_inv_quad: Tensor | None, grad_logdet: Tensor | None, grad_factor: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         factor, half, columns = ctx.saved_tensors
-        differentiable = must_be_differentiable()
+        differentiable = must_be_differentiable(grad_inv_quad, grad_logdet, grad_factor)
         if differentiable:
             half = torch.linalg.solve_triangular(factor, columns, upper=False)
         alpha, weighted = _alpha(factor, half, grad_inv_quad)

@@ -2,7 +2,7 @@ r"""The covariance matrix of a kernel as a tensor, with a gradient in closed for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,9 +41,8 @@ class KernelCovariance(UntransformedFunction):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if must_be_differentiable():
-            values = aliases(values)
-            return None, *grad_of_plain(plain(ctx.expression, values), values, needed, grad)
+        if must_be_differentiable(grad):
+            return None, *grad_of_plain(lambda *values: plain(ctx.expression, values), values, needed, grad)
         needed = [
             need and torch._C._will_engine_execute_node(node)
             for need, (node, _) in zip(needed, ctx.next_functions, strict=True)
@@ -67,18 +66,21 @@ def is_graph_kept() -> bool:
     return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def aliases(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return views, so that the derivative in one does not count what the same tensor does in another place."""
-    return [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-
-
 def grad_of_plain(
-    output: Tensor | tuple[Tensor, ...],
-    values: Sequence[Tensor],
-    needed: Sequence[bool],
-    grad: Tensor | tuple[Tensor | None, ...],
+    function: Callable[..., Tensor], values: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """Differentiate `output`, made by differentiable operations from `values`, so that the result can be again."""
+    """Differentiate a function made of differentiable operations, so that the result can be again if it is recorded.
+
+    :param function: The function.
+    :param values: What it is called with.
+    :param needed: For each, whether its cotangent is wanted.
+    :param grad: The cotangent of what the function returns.
+    """
+    is_recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that the derivative in one does not count what the same tensor does in another place
+        values = [value.view_as(value) for value in values]
+        output = function(*values)
     wanted = [value for value, need in zip(values, needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
+    grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=is_recorded, allow_unused=True))
     return [next(grads) if need else None for need in needed]

@@ -20,7 +20,7 @@ from .. import settings
 from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
-from .kernel_covariance import aliases, grad_of_plain, is_graph_kept
+from .kernel_covariance import grad_of_plain, is_graph_kept
 from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
 from .parameters import Cotangents, Parameter
 from .stationary import add_product_
@@ -73,10 +73,8 @@ class SmallKernelLogProb(UntransformedFunction):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if must_be_differentiable():
-            residual, *values = aliases(ctx.saved_tensors)
-            res = _plain_log_prob(ctx.expression, ctx.noises, values, residual)
-            return None, None, *grad_of_plain(res, (residual, *values), ctx.needs_input_grad[2:], grad)
+        if must_be_differentiable(grad):
+            return _differentiable_backward(ctx, ctx.saved_tensors, grad)
         ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
         if grad.dim() == 0:
             return None, None, *[None if each is None else each * grad for each in ctx.gradient]
@@ -121,8 +119,8 @@ class KernelLogProb(UntransformedFunction):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if must_be_differentiable():
-            return _differentiable_backward(ctx, grad)
+        if must_be_differentiable(grad):
+            return _differentiable_backward(ctx, ctx.saved_tensors[:-2], grad)
         residual, *values, factor, half = ctx.saved_tensors
         residual_needed, *needed = ctx.needs_input_grad[2:]
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
@@ -246,15 +244,14 @@ def _plain_log_prob(
     return gaussian_log_prob(plain_covariance(expression, noises, values), residual)
 
 
-def _differentiable_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad[2:]
-    residual, *values = aliases(ctx.saved_tensors[: len(needed)])
-    if ctx.is_vector:
-        res = _plain_log_prob(ctx.expression, ctx.noises, values, residual)
-    else:  # each column as a right-hand side of its own
-        covar = plain_covariance(ctx.expression, ctx.noises, values).unsqueeze(-3)
-        res = gaussian_log_prob(covar, residual.mT)
-    return None, None, *grad_of_plain(res, (residual, *values), needed, grad)
+def _differentiable_backward(ctx, saved: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    def log_prob(residual: Tensor, *values: Tensor) -> Tensor:
+        covar = plain_covariance(ctx.expression, ctx.noises, values)
+        if residual.dim() < covar.dim():
+            return gaussian_log_prob(covar, residual)
+        return gaussian_log_prob(covar.unsqueeze(-3), residual.mT)  # each column as a right-hand side of its own
+
+    return None, None, *grad_of_plain(log_prob, saved, ctx.needs_input_grad[2:], grad)
 
 
 def _factorize(covar: Tensor, matrix: KernelMatrix, noises: Sequence[Parameter]) -> Tensor:

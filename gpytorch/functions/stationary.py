@@ -70,8 +70,8 @@ class Stationary:
         ):
             return None
         lengthscale = lengthscale.of(values)
-        if lengthscale.dtype is not x.dtype or lengthscale.dim() != x.dim():
-            return None  # a subclass may make itself one of fewer dimensions
+        if lengthscale.dtype is not x.dtype or lengthscale.dim() != x.dim() or lengthscale.size(-1) > x.size(-1):
+            return None  # a subclass may make itself one of fewer dimensions; points may have none
         of = differences.remembered_squared_differences if again else differences.squared_differences
         squared, precision = of(x), lengthscale.pow(-2)
         if lengthscale.size(-1) < x.size(-1):

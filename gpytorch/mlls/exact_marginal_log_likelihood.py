@@ -33,7 +33,8 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
         return _upstream_forward(self, function_dist, target, *params, **kwargs)
     res = covar.log_prob(target - function_dist.loc)
     res = self._add_other_terms(res, params)
-    return res.div_(function_dist.event_shape.numel())
+    # Not in place: for inputs of a subclass, what a Function returns is a view.
+    return res / function_dist.event_shape.numel()
 
 
 @_upstream.replaces(ExactMarginalLogLikelihood)  # noqa: F821
@@ -49,7 +50,7 @@ def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
         res = res.add(added_loss_term.loss(*params))
     for module, prior, closure in priors:
         term = prior.log_prob(closure(module))
-        res.add_(term.sum() if res.ndim == 0 else term.view(*term.shape[: res.ndim], -1).sum(dim=-1))
+        res = res.add(term.sum() if res.ndim == 0 else term.view(*term.shape[: res.ndim], -1).sum(dim=-1))
     return res
 
 

@@ -166,6 +166,19 @@ def test_batch_models_match_upstream(batch: tuple[int, ...], likelihood: str) ->
     compare_step(exact_gp(rbf(batch), x, likelihood=made))
 
 
+@pytest.mark.parametrize("kernel_batch", [(), (1,), (3,)], ids=str)
+@pytest.mark.parametrize("targets_batch", [(3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("n", [2, N])
+def test_targets_that_share_a_covariance_match_upstream(
+    kernel_batch: tuple[int, ...], targets_batch: tuple[int, ...], n: int
+) -> None:
+    y = targets(inputs(n, batch=targets_batch, seed=2))
+    mll = exact_gp(rbf(kernel_batch), inputs(n), y)
+    compare_step(mll)
+    with torch.no_grad():
+        compare_step(mll)
+
+
 def test_batch_models_with_priors_match_upstream() -> None:
     batch = torch.Size([3])
     kernel = k.ScaleKernel(
@@ -282,6 +295,23 @@ def test_lengthscale_is_what_its_constraint_makes_of_it(case: str, raw: float | 
 @pytest.mark.parametrize("kernel", ["rbf ard", "matern 3/2", "sum", "of a user"])
 def test_smallest_data_sets_match_upstream(kernel: str, n: int) -> None:
     compare_step(exact_gp(KERNELS[kernel](), inputs(n)))
+
+
+class PointsOfAUser(Tensor):
+    """A tensor, with nothing to it."""
+
+
+@pytest.mark.parametrize("prior", [None, priors.GammaPrior(3.0, 6.0)], ids=["", "prior"])
+def test_inputs_of_a_class_of_a_users_own_match_upstream(prior: priors.Prior | None) -> None:
+    mll = exact_gp(k.ScaleKernel(k.RBFKernel(lengthscale_prior=prior)), inputs(N))
+    mll.model.set_train_data(inputs(N).as_subclass(PointsOfAUser), strict=False)
+    compare(lambda: loss(mll).as_subclass(Tensor), dict(mll.named_parameters()))
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern 3/2"])
+def test_points_without_coordinates_match_upstream(kernel: str) -> None:
+    made = {"rbf": k.RBFKernel, "matern 3/2": lambda: k.MaternKernel(1.5)}[kernel]()
+    compare_step(exact_gp(k.ScaleKernel(made), inputs(N, 0), torch.linspace(0.0, 1.0, N, dtype=torch.float64)))
 
 
 @pytest.fixture
