@@ -35,7 +35,7 @@ def weighted_sums(weights: Tensor, squared: Tensor) -> Tensor:
     :return: The sums (... x 1 x D).
     """
     # A product takes one long sum, which in single precision loses a digit; sums in pairs need memory for all terms.
-    if weights.dtype is torch.float64 and squared.numel() > FEW:
+    if weights.dtype is torch.float64:
         return torch.matmul(squared.flatten(-2), weights.reshape(*weights.shape[:-2], -1, 1)).mT
     return (squared * weights.unsqueeze(-3)).sum((-2, -1)).unsqueeze(-2)
 
