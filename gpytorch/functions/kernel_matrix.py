@@ -105,6 +105,9 @@ class KernelMatrix:
         :param cols: The block's columns.
         :param record: Where what :meth:`pull_back` would otherwise compute again is added, or None.
         """
+        return _weigh(self._evaluate_weighted(rows, cols, record), overwrite=record is None)
+
+    def _evaluate_weighted(self, rows: Rows, cols: Rows, record: Record | None) -> Weighted:
         stack: list[Weighted] = []
         for step in self.expression:
             kept: Any = None
@@ -125,7 +128,7 @@ class KernelMatrix:
                     stack.append((_add_(_weigh(left, overwrite=record is None), right), None))
             if record is not None:
                 record.append(kept)
-        return _weigh(stack.pop(), overwrite=record is None)
+        return stack.pop()
 
     def pull_back(
         self,
@@ -149,7 +152,7 @@ class KernelMatrix:
         """
         if record is None:
             record = []
-            self.evaluate(rows, cols, record)
+            self._evaluate_weighted(rows, cols, record)
         if symmetric and not grad.is_contiguous():
             grad = grad.mT  # from LAPACK's order of the elements to that of the rest
         # The cotangents of the matrices that steps still to come, or rather gone, have made

@@ -82,9 +82,7 @@ class Stationary:
         if self.profile.of_distance:
             distance.clamp_min_(TINY**2).sqrt_()
         k, slope, c = self.profile.block(distance, shape)
-        weight = self.scale and self.scale.of(values)
-        if weight is not None and weight.dim():
-            weight = as_weight(weight)
+        weight = self.scale and as_weight(self.scale.of(values))
         return k, slope, c, weight, (squared, precision, lengthscale)
 
     # With W = G o dK/dr^2, elementwise, and r^2_ij = |z_i - z'_j|^2, a product of W and one of its transpose give all:
