@@ -38,11 +38,11 @@ class SmallKernelLogProb(UntransformedFunction):
     hand. The backward only scales what came out. Call :func:`log_prob`, which also knows when not to use this.
     """
 
-    # With alpha = K^-1 r, and the cotangent of the log density still to come,
-    #   dL/dr         = -alpha
-    #   dL/dK     = G = 1/2 (alpha alpha^T - K^-1)
+    # The deviance is L = -2 log p = r^T K^-1 r + log |K| + N log 2 pi. With alpha = K^-1 r,
+    #   dL/dr         = 2 alpha
+    #   dL/dK     = G = K^-1 - alpha alpha^T
     #   dL/dsigma^2_i = G_ii
-    # and dL/dK goes on into the kernel.
+    # and dL/dK goes on into the kernel. The cotangent of the log density, over -2, is what all that is multiplied by.
 
     @staticmethod
     def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ class SmallKernelLogProb(UntransformedFunction):
         cotangents = Cotangents(values, needed)
         if any(needed):
             inverse, half, alpha = inverse_and_solutions_(factor, rhs)
-            grad_matrix = add_product_(inverse, alpha, alpha.mT, beta=-0.5, alpha=0.5)
+            grad_matrix = inverse.addcmul_(alpha, alpha.mT, value=-1)
             _pull_back_noise(noises, cotangents, grad_matrix)
             matrix.pull_back(cotangents, grad_matrix, record=record, symmetric=True)
         else:
             half = torch.linalg.solve_triangular(factor, rhs, upper=False)
             alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        ctx.gradient = [alpha.neg().view_as(residual) if residual_needed else None, *cotangents.sums]
+        ctx.gradient = [alpha.mul(2).view_as(residual) if residual_needed else None, *cotangents.sums]
         return _log_density(half.square().sum((-2, -1)), half_logdet, factor.size(-1))
 
     @staticmethod
@@ -76,6 +76,7 @@ class SmallKernelLogProb(UntransformedFunction):
         if must_be_differentiable(grad):
             return _differentiable_backward(ctx, ctx.saved_tensors, grad)
         ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
+        grad = grad * -0.5
         if grad.dim() == 0:
             return None, None, *[None if each is None else each * grad for each in ctx.gradient]
         scaled = (grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in ctx.gradient if each is not None)
@@ -142,7 +143,7 @@ class KernelLogProb(UntransformedFunction):
 
 
 def _log_density(inv_quad: Tensor, half_logdet: Tensor, n: int) -> Tensor:
-    return half_logdet.add(inv_quad, alpha=0.5).neg_().sub_(0.5 * n * _LOG_2_PI)
+    return torch.rsub(half_logdet, -0.5 * n * _LOG_2_PI).sub(inv_quad, alpha=0.5)
 
 
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:

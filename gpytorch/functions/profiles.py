@@ -10,15 +10,15 @@ from torch import Tensor
 
 TINY = 1e-15  # the least distance, as in the installed gpytorch.kernels.kernel.dist: it keeps the root differentiable
 
-# A profile gives, for a block of squared distances r2 (or of distances r) that it may overwrite:
+# A profile gives, for a block of h = -r^2 / 2 (or of distances r) that it may overwrite:
 #   k                 the kernel,
-#   slope, c          dk / d(r2) = c * slope,
+#   slope, c          dk / d(r^2) = c * slope,
 #   shape_slope       dk / d(shape parameter), where there is one.
 # The formulas stand in the table of the module's documentation: README, "The mathematics".
 
 
-def _rbf(r2: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
-    k = r2.mul_(-0.5).exp_()
+def _rbf(h: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    k = h.exp_()
     return k, k, -0.5
 
 
@@ -40,15 +40,15 @@ def _matern52(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
     return torch.addcmul(slope, u.square_(), exp, value=1 / 3), slope, -5 / 6
 
 
-def _rational_quadratic(r2: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float]:
-    base = r2.div_(2 * alpha).add_(1)
+def _rational_quadratic(h: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float]:
+    base = h.div_(-alpha).add_(1)
     slope = base.pow(-alpha - 1)
     return slope * base, slope, -0.5
 
 
-def _rational_quadratic_shape_slope(r2: Tensor, alpha: Tensor) -> Tensor:
-    # log k = -alpha log(base) with base = 1 + r2 / (2 alpha), so d log k / d alpha = (base - 1) / base - log(base)
-    base = r2.div_(2 * alpha).add_(1)
+def _rational_quadratic_shape_slope(h: Tensor, alpha: Tensor) -> Tensor:
+    # log k = -alpha log(base) with base = 1 - h / alpha, so d log k / d alpha = (base - 1) / base - log(base)
+    base = h.div_(-alpha).add_(1)
     return base.pow(-alpha).mul_((base - 1).div_(base).sub_(base.log()))
 
 
@@ -66,10 +66,10 @@ def _plain_matern32(r: Tensor, shape: None) -> Tensor:
 class Profile:
     """How a stationary kernel falls off with distance.
 
-    :param block: The kernel and its slope on a block.
-    :param plain: The kernel in differentiable operations.
-    :param of_distance: Whether both take the distance rather than its square.
-    :param shape_slope: The derivative in the shape parameter on a block of squared distances.
+    :param block: The kernel and its slope on a block of distances, or of minus half their squares.
+    :param plain: The kernel in differentiable operations, of distances or their squares.
+    :param of_distance: Whether both take the distance.
+    :param shape_slope: The derivative in the shape parameter on a block.
     :param is_kinked: Whether the slope in the squared distance grows without bound towards zero.
     """
 

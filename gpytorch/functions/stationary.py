@@ -76,10 +76,10 @@ class Stationary:
         squared, precision = of(x), lengthscale.pow(-2)
         if lengthscale.size(-1) < x.size(-1):
             squared = squared.sum(-3, keepdim=True)
-        shape = self.shape and self.shape.of(values)
-        distance = torch.matmul(precision, squared.flatten(-2))
+        shape, of_distance = self.shape and self.shape.of(values), self.profile.of_distance
+        distance = torch.matmul(precision if of_distance else precision * -0.5, squared.flatten(-2))
         distance = distance.view(*distance.shape[:-2], x.size(-2), x.size(-2))
-        if self.profile.of_distance:
+        if of_distance:
             distance.clamp_min_(TINY**2).sqrt_()
         k, slope, c = self.profile.block(distance, shape)
         weight = self.scale and as_weight(self.scale.of(values))
@@ -180,7 +180,7 @@ class BoundStationary:
         self.shape = kernel.shape and kernel.shape.of(values)
         self.weight = kernel.scale and as_weight(kernel.scale.of(values))
         self._z: tuple[Tensor, Tensor] | None = None
-        self._squares: tuple[Tensor, Tensor] | None = None
+        self._extended: tuple[Tensor, Tensor] | None = None
 
     def scaled_inputs(self) -> tuple[Tensor, Tensor]:
         r"""Return the inputs of rows and columns over the lengthscale, less an origin."""
@@ -199,6 +199,22 @@ class BoundStationary:
             self._z = z1, z2
         return self._z
 
+    def extended_inputs(self) -> tuple[Tensor, Tensor]:
+        r"""
+        Return :math:`(\mathbf z_i, -\tfrac12 \Vert \mathbf z_i \Vert^2, 1)` of the rows (... x N x (D + 2)), and
+        :math:`(\mathbf z'_j, 1, -\tfrac12 \Vert \mathbf z'_j \Vert^2)` of the columns (... x M x (D + 2)): the products
+        are :math:`-\tfrac12 \Vert \mathbf z_i - \mathbf z'_j \Vert^2`.
+        """
+        if self._extended is None:
+            z1, z2 = self.scaled_inputs()
+            half1 = half2 = z1.square().sum(-1, keepdim=True).mul_(-0.5)
+            one1 = one2 = torch.ones_like(half1)
+            if not self.is_square:
+                half2 = z2.square().sum(-1, keepdim=True).mul_(-0.5)
+                one2 = torch.ones_like(half2)
+            self._extended = torch.cat((z1, half1, one1), -1), torch.cat((z2, one2, half2), -1)
+        return self._extended
+
     def evaluate(self, rows: Rows, cols: Rows) -> Evaluated:
         """Return a block of the matrix, and what it is differentiated by.
 
@@ -208,7 +224,7 @@ class BoundStationary:
         return *self.kernel.profile.block(self.distance(rows, cols), self.shape), self.weight, None
 
     def distance(self, rows: Rows, cols: Rows) -> Tensor:
-        """Return a block of the distances, or of their squares if the profile takes these.
+        """Return a block of the distances, or of minus half their squares if the profile takes these.
 
         :param rows: The block's rows.
         :param cols: The block's columns.
@@ -220,19 +236,13 @@ class BoundStationary:
         if of_distance and (is_small or not self.is_square):
             return torch.cdist(z1, z2, compute_mode=_CDIST[is_small]).clamp_min_(TINY)
         if is_small:
-            return (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square_().sum(-1)
-        if self._squares is None:
-            z1_all, z2_all = self.scaled_inputs()
-            sq1 = z1_all.square().sum(-1, keepdim=True)
-            self._squares = sq1, sq1 if self.is_square else z2_all.square().sum(-1, keepdim=True)
-        sq1, sq2 = self._squares
-        sq1, sq2 = _take(sq1, rows), _take(sq2, cols).mT
-        # The product is rounded before the squares are added, so that in one dimension equal points are at distance 0.
-        r2 = torch.matmul(z1, z2.mT)
-        r2 = r2.mul_(-2).add_(sq1).add_(sq2) if r2.dim() > 2 else torch.add(sq1, r2, alpha=-2, out=r2).add_(sq2)
+            return (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square_().sum(-1).mul_(-0.5)
+        left, right = self.extended_inputs()
+        left, right = _take(left, rows), _take(right, cols)
+        res = torch.matmul(left * -2 if of_distance else left, right.mT)
         if self.is_square:
-            _diagonal_of(r2, rows, cols).zero_()
-        return r2.clamp_min_(TINY**2).sqrt_() if of_distance else r2.clamp_min_(0)
+            _diagonal_of(res, rows, cols).zero_()
+        return res.clamp_min_(TINY**2).sqrt_() if of_distance else res.clamp_max_(0)
 
     def shape_slope(self, rows: Rows, cols: Rows) -> Tensor:
         """Return the derivative of a block in the shape parameter.
@@ -265,9 +275,15 @@ class BoundStationary:
         """
         kernel, needed, lengthscale = self.kernel, cotangents.needed, self.kernel.lengthscale
         lengthscale_needed = lengthscale is not None and needed[lengthscale.slot]
-        if lengthscale_needed and kernel.profile.is_kinked and self.lengthscale.size(-1) == 1:
-            # sum_ij W_ij r^2_ij itself: taken apart over the inputs, the large weights of near points would cancel.
-            total = (w * self.distance(rows, cols).square_()).sum((-2, -1), keepdim=True).mul_(-2 * c)
+        if (
+            lengthscale_needed
+            and self.lengthscale.size(-1) == 1
+            and (kernel.profile.is_kinked or w.dtype is not torch.float64)
+        ):
+            # sum_ij W_ij r^2_ij itself: taken apart over the inputs, it is a difference of larger sums.
+            of_distance, distance = kernel.profile.of_distance, self.distance(rows, cols)
+            total = _sum(w * (distance.square_() if of_distance else distance))[..., None, None]
+            total.mul_(-2 * c if of_distance else 4 * c)
             total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
             cotangents.add_of(lengthscale, total)
             lengthscale_needed = False
@@ -281,13 +297,12 @@ class BoundStationary:
             sides = [(kernel.rows, w, z1, z2, 2 * c, rows), (kernel.cols, w.mT, z2, z1, 2 * c, cols)]
         for slot, side, z, other, factor, part in sides:
             if needed[slot] or lengthscale_needed:
-                sums = side.sum(-1, keepdim=True)
-                minus_grad_z = add_product_(sums * z, side, other, beta=-factor, alpha=factor)
+                minus_grad_z = torch.matmul(side, other).addcmul_(side.sum(-1, keepdim=True), z, value=-1)
                 if lengthscale_needed:
-                    total = (minus_grad_z * z).sum(-2, keepdim=True).div_(self.lengthscale)
+                    total = (minus_grad_z * z).sum(-2, keepdim=True).mul_(factor).div_(self.lengthscale)
                     cotangents.add_of(lengthscale, total if weight is None else total * weight)
                 if needed[slot]:
-                    grad_z = minus_grad_z.neg_() if weight is None else minus_grad_z.mul_(-weight)
+                    grad_z = minus_grad_z.mul_(-factor if weight is None else weight * -factor)
                     cotangents.add(slot, grad_z if self.lengthscale is None else grad_z / self.lengthscale, part)
 
 
@@ -324,7 +339,11 @@ def _diagonal_of(block: Tensor, rows: Rows, cols: Rows) -> Tensor:
     return block.diagonal((0 if rows is None else rows.start) - (0 if cols is None else cols.start), -2, -1)
 
 
+def _sum(block: Tensor) -> Tensor:
+    return block.sum() if block.dim() == 2 else block.sum((-2, -1))
+
+
 def _add_scale(cotangents: Cotangents, scale: Parameter, products: Tensor, outer: Tensor | None) -> None:
     # The products of G and k
-    total = products.sum() if products.dim() == 2 else products.sum((-2, -1))
+    total = _sum(products)
     cotangents.add_of(scale, total if outer is None else total * as_scale(outer))
