@@ -50,5 +50,17 @@ def centered(x: Tensor) -> tuple[Tensor, Tensor]:
     return origin, x - origin
 
 
+def extended(z: Tensor) -> Tensor:
+    r"""
+    Return :math:`(\mathbf z_i, 1, -\tfrac12 \Vert \mathbf z_i \Vert^2)`.
+
+    :param z: The points (... x N x D).
+    :return: The points with two more coordinates (... x N x (D + 2)).
+    """
+    half = z.square().sum(-1, keepdim=True).mul_(-0.5)
+    return torch.cat((z, torch.ones_like(half), half), -1)
+
+
 remembered_squared_differences = remembered(squared_differences)
 remembered_centered = remembered(centered)
+remembered_extended = remembered(extended)

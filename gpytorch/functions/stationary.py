@@ -207,12 +207,15 @@ class BoundStationary:
         """
         if self._extended is None:
             z1, z2 = self.scaled_inputs()
-            half1 = half2 = z1.square().sum(-1, keepdim=True).mul_(-0.5)
-            one1 = one2 = torch.ones_like(half1)
-            if not self.is_square:
-                half2 = z2.square().sum(-1, keepdim=True).mul_(-0.5)
-                one2 = torch.ones_like(half2)
-            self._extended = torch.cat((z1, half1, one1), -1), torch.cat((z2, one2, half2), -1)
+            half = z1.square().sum(-1, keepdim=True).mul_(-0.5)
+            one = torch.ones_like(half)
+            left = torch.cat((z1, half, one), -1)
+            if self.is_square:
+                right = torch.cat((z1, one, half), -1)
+            else:
+                again = self.again and z2.numel() <= differences.MANY
+                right = (differences.remembered_extended if again else differences.extended)(z2)
+            self._extended = left, right
         return self._extended
 
     def evaluate(self, rows: Rows, cols: Rows) -> Evaluated:
