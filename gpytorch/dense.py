@@ -39,7 +39,6 @@ from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
 from .likelihoods.likelihood import Likelihood
 from .likelihoods.noise import diagonal_of, marginal_noise
-from .models.posterior_covariance import PosteriorCovariance
 
 logger = logging.getLogger(__name__)
 
@@ -214,13 +213,14 @@ def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> tor
     :return: The batch shape, or None where it takes more than a look to know.
     """
     batch_shape = mean.shape[:-1]
-    if isinstance(covar, PosteriorCovariance):
+    if not isinstance(covar, LinearOperator):
+        return None
+    if type(covar) is not LazyEvaluatedKernelTensor:
         return batch_shape if covar.shape[:-2] == batch_shape else None
-    if type(covar) is not LazyEvaluatedKernelTensor or covar.x1 is not covar.x2 or covar.last_dim_is_batch:
+    if covar.x1 is not covar.x2 or covar.last_dim_is_batch or covar.x1.shape[:-2] != batch_shape:
         return None
-    if covar.x1.shape[:-2] != batch_shape or not _has_batch_shape(covar.kernel, batch_shape):
-        return None
-    return batch_shape
+    is_kernel_one = _has_batch_shape(covar.kernel, torch.Size()) if batch_shape else False
+    return batch_shape if is_kernel_one or _has_batch_shape(covar.kernel, batch_shape) else None
 
 
 def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:

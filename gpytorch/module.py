@@ -9,7 +9,7 @@ from . import _upstream, settings
 _upstream.extend(__name__)
 
 _torch_zero_grad = torch.nn.Module.zero_grad
-_ASKED = ("parameters", "named_parameters", "named_modules", "_named_members")
+_OWN = ("_is_replica", "parameters", "named_parameters", "named_modules", "_named_members")
 
 
 @_upstream.replaces(Module)  # noqa: F821 (from the installed module)
@@ -28,8 +28,13 @@ def zero_grad(self, set_to_none: bool = True) -> None:
 
 def _has_torchs_parameters(module: torch.nn.Module) -> bool:
     # What torch asks to find the parameters, none of it overridden, and no replica, of which torch warns
-    return module.__dict__.keys().isdisjoint(("_is_replica", *_ASKED)) and all(
-        getattr(type(module), name) is getattr(torch.nn.Module, name) for name in _ASKED
+    cls, torchs = type(module), torch.nn.Module
+    return (
+        cls.parameters is torchs.parameters
+        and cls.named_parameters is torchs.named_parameters
+        and cls.named_modules is torchs.named_modules
+        and cls._named_members is torchs._named_members
+        and module.__dict__.keys().isdisjoint(_OWN)
     )
 
 

@@ -28,7 +28,7 @@ def __call__(self, *args: Any, **kwargs: Any) -> Any:
     With :class:`gpytorch.settings.use_torch_tensors` on, `torch.compile` traces the call in one graph, which does not
     look at whether the inputs are the training inputs.
     """
-    if settings.use_torch_tensors.off() or not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or settings.use_torch_tensors.off():
         return _upstream_call(self, *args, **kwargs)
     with settings.debug(False):
         return _upstream_call(self, *args, **kwargs)
