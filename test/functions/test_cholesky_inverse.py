@@ -1,0 +1,58 @@
+"""The inverse from the Cholesky factor, on every way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpytorch.functions.cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run on so many threads, of which the way to the inverse depends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def factor_of(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Return the Cholesky factor, in LAPACK's order, of an RBF kernel's matrix with noise."""
+    x = torch.rand(*shape, 2, dtype=torch.float64)
+    covar = torch.exp(-torch.cdist(x, x).square()) + 0.1 * torch.eye(shape[-1], dtype=torch.float64)
+    return torch.linalg.cholesky(covar).to(dtype).mT.contiguous().mT
+
+
+# Either side of the sizes at which the way changes
+SIZES = [1, 2, 64, 65, 128, 129, 192, 193, 300, 301, 700, 701, 1024, 1100]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_inverse_is_as_near_to_the_true_one_as_lapacks(n: int, dtype: torch.dtype, num_threads: int) -> None:
+    factor = factor_of(n, dtype=dtype)
+    exact, lapacks = torch.cholesky_inverse(factor.double()), torch.cholesky_inverse(factor)
+    memory = factor.clone()
+    inverse = cholesky_inverse_(memory)
+    size, eps = exact.norm(), torch.finfo(dtype).eps
+    assert inverse.data_ptr() == memory.data_ptr()
+    assert (inverse.double() - exact).norm() <= 2 * (lapacks.double() - exact).norm() + 8 * eps * size
+    # What goes into a gradient is a sum over the inverse, in which one-sided errors would add up.
+    assert abs((inverse.double() - exact).trace()) <= 16 * eps * exact.trace()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(n,) for n in SIZES] + [(3, 5), (2, 2, 20), (3, 100), (2, 257)], ids=str)
+def test_solutions_come_with_the_inverse(shape: tuple[int, ...], dtype: torch.dtype, num_threads: int) -> None:
+    factor = factor_of(*shape, dtype=dtype)
+    rhs = torch.randn(*shape, 1, dtype=dtype)
+    exact_factor, exact_rhs = factor.double(), rhs.double()
+    half = torch.linalg.solve_triangular(exact_factor, exact_rhs, upper=False)
+    exact = torch.cholesky_inverse(exact_factor), half, torch.cholesky_solve(exact_rhs, exact_factor)
+    for part, of_part in zip(inverse_and_solutions_(factor, rhs), exact, strict=True):
+        assert part.dtype is dtype
+        assert (part.double() - of_part).norm() <= 1e3 * torch.finfo(dtype).eps * of_part.norm()
