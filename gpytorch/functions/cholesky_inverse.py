@@ -16,10 +16,10 @@ _BLOCKED_FROM = 1024
 # For small matrices potri is slow, in batches above all, and on several threads slower than on one.
 # L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
 _PRODUCT_UP_TO = 64
-_PRODUCT_ON_THREADS_UP_TO = {torch.float32: 700, torch.float64: 300}
-_PRODUCT_OF_BATCH_ON_THREADS_UP_TO = 256
-# The product is summed over so many rows at a time: none is longer than its block, and no sum in one precision long.
-_PRODUCT_ROWS = 64
+_PRODUCT_ON_THREADS_UP_TO = 256
+# The product is summed over so many rows at a time, each of which reaches to the diagonal only. In single precision a
+# longer sum rounds more than potri does: the gradient of a scale would be several times further off.
+_PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
 
 
 def cholesky_inverse_(factor: Tensor) -> Tensor:
@@ -69,11 +69,8 @@ def inverse_and_solutions_(factor: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor,
 
 def _takes_product(factor: Tensor) -> bool:
     n = factor.size(-1)
-    if n <= _PRODUCT_UP_TO or torch.get_num_threads() == 1 or factor.is_cuda:
-        return n <= _PRODUCT_UP_TO and not factor.is_cuda
-    return n <= (
-        _PRODUCT_OF_BATCH_ON_THREADS_UP_TO if factor.dim() > 2 else _PRODUCT_ON_THREADS_UP_TO.get(factor.dtype, 0)
-    )
+    most = _PRODUCT_ON_THREADS_UP_TO if n > _PRODUCT_UP_TO and torch.get_num_threads() > 1 else _PRODUCT_UP_TO
+    return n <= most and not factor.is_cuda
 
 
 def _inverse_root(factor: Tensor) -> Tensor:
@@ -83,11 +80,11 @@ def _inverse_root(factor: Tensor) -> Tensor:
 
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
-    n = root.size(-1)
-    if root.dim() > 2 or n <= 2 * _PRODUCT_ROWS:
+    n, size = root.size(-1), _PRODUCT_ROWS[root.dtype]
+    if root.dim() > 2 or n <= 2 * size:
         return torch.matmul(root.mT, root, out=out)
-    for stop in range(n, 0, -_PRODUCT_ROWS):
-        rows, part = root[max(stop - _PRODUCT_ROWS, 0) : stop, :stop], out[:stop, :stop]
+    for stop in range(n, 0, -size):
+        rows, part = root[max(stop - size, 0) : stop, :stop], out[:stop, :stop]
         torch.addmm(part, rows.mT, rows, beta=int(stop < n), out=part)
     return out
 

@@ -28,7 +28,7 @@ def factor_of(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 # Either side of the sizes at which the way changes
-SIZES = [1, 2, 64, 65, 128, 129, 192, 193, 300, 301, 700, 701, 1024, 1100]
+SIZES = [1, 2, 64, 65, 128, 129, 192, 193, 256, 257, 700, 701, 1024, 1100]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -43,6 +43,20 @@ def test_inverse_is_as_near_to_the_true_one_as_lapacks(n: int, dtype: torch.dtyp
     assert (inverse.double() - exact).norm() <= 2 * (lapacks.double() - exact).norm() + 8 * eps * size
     # What goes into a gradient is a sum over the inverse, in which one-sided errors would add up.
     assert abs((inverse.double() - exact).trace()) <= 16 * eps * exact.trace()
+
+
+@pytest.mark.parametrize("n", [100, 150, 240, 400])
+def test_sums_over_the_inverse_are_as_exact_in_float32_as_over_lapacks(n: int, num_threads: int) -> None:
+    errors = []
+    for seed in range(40):
+        x = torch.rand(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        kernel = torch.exp(-torch.cdist(x, x).square())
+        factor = torch.linalg.cholesky(kernel + 0.1 * torch.eye(n, dtype=torch.float64)).float().mT.contiguous().mT
+        inverses = torch.cholesky_inverse(factor.double()), torch.cholesky_inverse(factor), cholesky_inverse_(factor)
+        exact, lapacks, ours = ((inverse.double() * kernel).sum() for inverse in inverses)
+        errors.append(torch.stack([ours - exact, lapacks - exact]).abs() / exact)
+    ours, lapacks = torch.stack(errors).clamp_min(1e-9).log().mean(0).exp()
+    assert ours <= 2 * lapacks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
