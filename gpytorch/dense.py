@@ -219,8 +219,9 @@ def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> tor
         return batch_shape if covar.shape[:-2] == batch_shape else None
     if covar.x1 is not covar.x2 or covar.last_dim_is_batch or covar.x1.shape[:-2] != batch_shape:
         return None
-    is_kernel_one = _has_batch_shape(covar.kernel, torch.Size()) if batch_shape else False
-    return batch_shape if is_kernel_one or _has_batch_shape(covar.kernel, batch_shape) else None
+    # One kernel for each of the batch, or one for all
+    is_known = _has_batch_shape(covar.kernel, batch_shape) or _has_batch_shape(covar.kernel, torch.Size())
+    return batch_shape if is_known else None
 
 
 def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:

@@ -38,14 +38,10 @@ class use_torch_tensors(_feature_flag):  # noqa: F821 (from the installed gpytor
 
     _default = _default_from_environment()
 
-    # A training step asks a dozen times: one call each, not the three of other flags.
+    # A training step asks a dozen times: in one call, not in the two of other flags.
     @classmethod
     def on(cls) -> bool:
         return cls._default if cls._state is None else cls._state
-
-    @classmethod
-    def off(cls) -> bool:
-        return not (cls._default if cls._state is None else cls._state)
 
 
 __all__ += ["use_torch_tensors"]  # noqa: F821 (from the installed gpytorch.settings)
