@@ -12,9 +12,11 @@ from time import monotonic
 from types import FrameType, ModuleType
 
 import psutil
+import torch
 from rich.progress import Progress, TaskID
 
 from . import record
+from .apart import measure_apart
 from .machine import release, stamp
 from .options import Options
 from .row import Case, Row
@@ -70,6 +72,9 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
     path = options.output / f"{name}.json"
     cases = question.cases(options)
     recorded = record.read(path)
+    # Not where it would cost more than it is worth: a quick run, and CUDA, whose context takes seconds and whose memory
+    # torch keeps.
+    is_apart = torch.device(options.device).type == "cpu" and not options.quick
     _warn_if_busy()
     answered: list[Row] = []
     with progress() as bars, _interrupts() as interrupts:
@@ -80,8 +85,13 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
             if not known and monotonic() > until:
                 say(f"{_describe(case)}: left out, as the time is up.")
             elif not known:
-                current = bars.add_task(_describe(case), total=100)
-                known = question.measure(case, options, partial(_advance, bars, current))
+                current = bars.add_task(_describe(case), total=None if is_apart else 100)
+                if is_apart:
+                    known, said = measure_apart(question.__name__, case, options)
+                    for line in said.splitlines():
+                        say(line)
+                else:
+                    known = question.measure(case, options, partial(_advance, bars, current))
                 bars.remove_task(current)
                 recorded = record.supersede(recorded, known)
                 record.write(path, recorded)

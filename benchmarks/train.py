@@ -1,11 +1,13 @@
 """How long is a training step (zero_grad, forward, backward), against n?
 
-Four ways to run the same code of the user's, and the factorization alone: the least that has to be done.
+Four ways to run the same code of the user's, and the factorization alone: the least that has to be done. At sizes where
+page faults tell on CPU, once more in a process that has freed larger matrices before and takes none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from .measuring import fits, rows_in_turn
 from .models import dense_at_every_n, loss_and_gradient, model_of, training_step
 from .options import DTYPES, Options
 from .row import Case, Row
+from .rows import grouped
 from .show import Table
 from .timing import Variant
 from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
@@ -24,6 +27,8 @@ TITLE = "Time of a training step"
 PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)
 FLOOR = "potrf + potri"
 D = 6
+SYNTHETIC, FREED = "synthetic", "larger matrices freed before"
+FREED_SIZES, FREED_BYTES = range(200, 1000), 30 * 2**20
 STOCK_MATRICES = 12  # n x n matrices to have room for: stock holds 9 to 10 of them at its peak
 # So for each way; one of them is what the factorization alone is given.
 MATRICES = {STOCK: STOCK_MATRICES, NO_COPY: STOCK_MATRICES, LOG_PROB: 9, TENSORS: 5}
@@ -32,10 +37,13 @@ MATRICES = {STOCK: STOCK_MATRICES, NO_COPY: STOCK_MATRICES, LOG_PROB: 9, TENSORS
 def cases(options: Options, question: str = "train") -> list[Case]:
     """Return one case for each kernel, data type and n."""
     sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000, 4000), quick=(20, 100, 500, 1000))
-    return [
-        Case(question, "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
+    made = [
+        Case(question, SYNTHETIC, n, D, dtype, options.device, kernel, settings=options.effort)
         for kernel, dtype, n in options.grid(sizes, tuple(DTYPES), ("rbf",) if options.quick else ("rbf", "matern"))
     ]
+    if question == "train" and options.device == "cpu" and not options.quick:
+        made += [replace(case, case=FREED) for case in made if case.n in FREED_SIZES and case.kernel == "rbf"]
+    return made
 
 
 def factorization(covariance: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -69,6 +77,9 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     ways = tuple(way for way in PROVIDERS if fits(case, MATRICES[way], way))
     if not ways:
         return []
+    if case.case == FREED:
+        for _ in range(3):
+            torch.zeros(FREED_BYTES, dtype=torch.uint8)
     with dense_at_every_n():
         variants, values = steps_that_agree(case, ways)
         variants[FLOOR] = Variant(factorization(covariance_of(case)))
@@ -76,11 +87,17 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
+    """Return one table for each kernel and data type, and one where larger matrices had been freed."""
     caption = f"{WAYS_CAPTION} '{NO_COPY}': without `.contiguous()` after Cholesky. {FLOOR}: the factorization alone."
-    return ratio_tables(rows, TITLE, caption, (STOCK, TENSORS), floor=FLOOR)
+    titles = {SYNTHETIC: TITLE, FREED: f"{TITLE}, {FREED}"}
+    return [
+        table
+        for name, group in grouped(rows, lambda row: row.case.case).items()
+        for table in ratio_tables(group, titles[name], caption, (STOCK, TENSORS), floor=FLOOR)
+    ]
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
     """Plot time and ratio against n, one picture for each kernel and data type."""
+    rows = [row for row in rows if row.case.case == SYNTHETIC]
     return time_pictures(rows, folder, TITLE, TITLE, FLOOR)

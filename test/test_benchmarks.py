@@ -34,10 +34,12 @@ from benchmarks import (
     report,
     run,
     timing,
+    train,
     uci,
     ways,
 )
 from benchmarks.__main__ import QUESTIONS, main
+from benchmarks.apart import measure_apart
 from benchmarks.data import load
 from benchmarks.options import InputError, Options
 from benchmarks.row import Case, Row
@@ -279,7 +281,7 @@ class TestRecord:
             cases=lambda options: [Case("toy", "x", n, 1, "float64", "cpu") for n in (1, 2, 3)],
             measure=measure,
         )
-        options = Options(output=tmp_path)
+        options = Options(output=tmp_path, quick=True)
         with pytest.raises(KeyboardInterrupt):
             run.answer(question, options)
         assert [row.case.n for row in record.read(tmp_path / "toy.json")] == [1]
@@ -287,7 +289,7 @@ class TestRecord:
         assert measured == [1, "interrupted", 2, 3]
         run.answer(question, options)
         assert measured == [1, "interrupted", 2, 3]
-        run.answer(question, Options(output=tmp_path, fresh=True))
+        run.answer(question, Options(output=tmp_path, quick=True, fresh=True))
         assert measured == [1, "interrupted", 2, 3, 1, 2, 3]
         assert len(record.read(tmp_path / "toy.json")) == 3
 
@@ -306,7 +308,7 @@ class TestRecord:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         try:
             with pytest.raises(KeyboardInterrupt):
-                run.answer(question, Options(output=tmp_path))
+                run.answer(question, Options(output=tmp_path, quick=True))
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         finally:
             signal.signal(signal.SIGINT, handler)
@@ -314,6 +316,44 @@ class TestRecord:
 
 
 class TestMeasuring:
+    def test_case_is_measured_in_a_process_of_its_own(self):
+        case = Case("train", train.FREED, 12, 2, "float64", "cpu", settings="quick")
+        rows, said = measure_apart("benchmarks.train", case, Options(quick=True))
+        assert [row.provider for row in rows] == [*train.PROVIDERS, train.FLOOR]
+        assert all(row.p50 > 0 and row.case == case for row in rows)
+        assert rows[0].machine == machine.machine("cpu")
+        assert said == ""
+
+    def test_what_a_process_of_its_own_raises_is_raised(self):
+        case = Case("train", train.SYNTHETIC, 12, 2, "float64", "cpu", kernel="no such kernel")
+        with pytest.raises(KeyError, match="no such kernel"):
+            measure_apart("benchmarks.train", case, Options(quick=True))
+
+    def test_only_full_runs_on_cpu_have_processes_of_their_own(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run, "measure_apart", lambda question, case, options: (["apart"], "said"))
+        monkeypatch.setattr(record, "write", lambda path, rows: None)
+        question = SimpleNamespace(
+            __name__="benchmarks.toy",
+            cases=lambda options: [Case("toy", "x", 1, 1, "float64", "cpu")],
+            measure=lambda case, options, advance: ["beside"],
+        )
+        monkeypatch.setattr(record, "supersede", lambda recorded, known: recorded)
+        for quick, expected in ((True, "beside"), (False, "apart")):
+            assert run.answer(question, Options(output=tmp_path, quick=quick)) == [expected]
+
+    def test_steps_after_larger_matrices_have_a_table_of_their_own(self):
+        cases = train.cases(Options(sizes=(20, 500), dtypes=("float64",), kernels=("rbf",)))
+        named = [(case.case, case.n) for case in cases]
+        assert named == [(train.SYNTHETIC, 20), (train.SYNTHETIC, 500), (train.FREED, 500)]
+        rows = [
+            Row(case, provider=name, mode="step", p20=1.0, p50=1.0, p80=1.0, **machine.stamp("cpu"))
+            for case in cases
+            for name in (*train.PROVIDERS, train.FLOOR)
+        ]
+        tables = train.tables(rows)
+        assert [len(table.lines) for table in tables] == [2, 1]
+        assert [train.FREED in table.title for table in tables] == [False, True]
+
     def test_variants_take_turns(self, monkeypatch):
         monkeypatch.setattr(timing, "SETTLE", 0)
         calls = []
@@ -554,7 +594,7 @@ def test_way_without_memory_is_left_out_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "available_bytes", lambda device: 6 * 30**2 * 8)
     monkeypatch.setattr(Options, "seconds", 0.0)
     monkeypatch.setattr(timing, "SETTLE", 0)
-    words = ["train", "--n", "30", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)]
+    words = ["train", "--quick", "--n", "30", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)]
     with gpytorch.settings.fast_computations(True, True, True):
         assert main(words) == 0
     out = capsys.readouterr().out

@@ -211,9 +211,9 @@ class TestCall:
             cases=lambda options: [Case("toy", "x", n, 1, "float64", "cpu") for n in (1, 2)],
             measure=lambda case, options, advance: make_rows("toy", (case.n,)),
         )
-        assert run.answer(question, Options(output=tmp_path), until=0.0) == []
+        assert run.answer(question, Options(output=tmp_path, quick=True), until=0.0) == []
         assert "toy x n=2 float64: left out, as the time is up." in capsys.readouterr().out
-        assert len(run.answer(question, Options(output=tmp_path))) == 4
+        assert len(run.answer(question, Options(output=tmp_path, quick=True))) == 4
 
 
 def test_environment_of_the_tests_is_this_checkout() -> None:
