@@ -11,7 +11,10 @@ from .. import _upstream, settings
 from ..constraints import unconstrained
 from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
+from ..functions.log_normal_log_prob import sum_of_log_normals
 from ..module import Module
+from ..priors import LogNormalPrior, Prior
+from ..priors.log_normal import log_normal_value
 
 _upstream.extend(__name__)
 
@@ -48,10 +51,28 @@ def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
     _collect_terms(self.model, priors, added_loss_terms)
     for added_loss_term in added_loss_terms:
         res = res.add(added_loss_term.loss(*params))
-    for module, prior, closure in priors:
-        term = prior.log_prob(closure(module))
-        res = res.add(term.sum() if res.ndim == 0 else term.view(*term.shape[: res.ndim], -1).sum(dim=-1))
+    if not priors:
+        return res
+    terms = [(prior, closure(module)) for module, prior, closure in priors]
+    if res.ndim == 0:
+        return _add_log_probs(res, terms)
+    for prior, value in terms:
+        term = prior.log_prob(value)
+        res = res.add(term.view(*term.shape[: res.ndim], -1).sum(dim=-1))
     return res
+
+
+def _add_log_probs(res: Tensor, terms: list[tuple[Prior, Tensor]]) -> Tensor:
+    # Those of log normal priors, which every BoTorch model has two of, in one autograd node
+    values: list[Tensor] = []
+    parameters: list[tuple[Tensor, Tensor]] = []
+    for prior, value in terms:
+        if getattr(prior.log_prob, "__func__", None) is LogNormalPrior.log_prob and isinstance(value, Tensor):
+            values.append(log_normal_value(prior, value))
+            parameters.append((prior.base_dist.loc, prior.base_dist.scale))
+        else:
+            res = res.add(prior.log_prob(value).sum())
+    return res.add(sum_of_log_normals(values, parameters)) if values else res
 
 
 def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_terms: list) -> None:
