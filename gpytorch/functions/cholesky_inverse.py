@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._transforms import is_transformed, is_vmapped
+from .stationary import add_product_
 
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
 # from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
@@ -17,8 +18,8 @@ _BLOCKED_FROM = 1024
 # L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
 _PRODUCT_UP_TO = 64
 _PRODUCT_ON_THREADS_UP_TO = 256
-# The product is summed over so many rows at a time, each of which reaches to the diagonal only. In single precision a
-# longer sum rounds more than potri does: the gradient of a scale would be several times further off.
+# The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
+# precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
 _PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
 
 
@@ -81,11 +82,14 @@ def _inverse_root(factor: Tensor) -> Tensor:
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
     n, size = root.size(-1), _PRODUCT_ROWS[root.dtype]
-    if root.dim() > 2 or n <= 2 * size:
+    if n <= 2 * size:
         return torch.matmul(root.mT, root, out=out)
-    for stop in range(n, 0, -size):
-        rows, part = root[max(stop - size, 0) : stop, :stop], out[:stop, :stop]
-        torch.addmm(part, rows.mT, rows, beta=int(stop < n), out=part)
+    stop = n
+    while stop:
+        start = stop - size if 8 * stop > 9 * size else 0  # no product of a few rows at the end
+        rows = root[..., start:stop, :stop]
+        add_product_(out[..., :stop, :stop], rows.mT, rows, beta=int(stop < n))
+        stop = start
     return out
 
 
