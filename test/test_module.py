@@ -1,4 +1,4 @@
-"""Gradients are forgotten as torch forgets them."""
+"""Gradients are forgotten, modes set and tensors converted as torch does, where there is anything to do."""
 
 from __future__ import annotations
 
@@ -113,3 +113,109 @@ def test_gradients_of_a_step_are_forgotten_before_the_next() -> None:
             loss(mll).backward()
             grads.append([parameter.grad.clone() for parameter in mll.parameters()])
     assert all(torch.equal(first, second) for first, second in zip(*grads, strict=True))
+
+
+def tensors_of(module: nn.Module) -> list[tuple]:
+    """What a conversion may change: each tensor itself, and what it is."""
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [(tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.is_shared()) for tensor in tensors]
+
+
+CONVERSIONS = {
+    "same dtype": lambda module: module.to(torch.float32),
+    "other dtype": lambda module: module.double(),
+    "there and back": lambda module: module.double().float(),
+    "same device": lambda module: module.cpu(),
+    "shared memory": lambda module: module.share_memory(),
+    "no data": lambda module: module.to_empty(device="meta"),
+}
+
+
+@pytest.mark.parametrize("has_gradients", [False, True])
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_conversion_changes_what_upstreams_does(make, convert, has_gradients: bool) -> None:
+    found = []
+    for flag in (False, True):
+        module = make().float()
+        if has_gradients:
+            with_gradients(module)
+        before, parameters = tensors_of(module), list(nn.Module.parameters(module))
+        with use_torch_tensors(flag):
+            assert convert(module) is module
+        # Addresses differ from module to module: whether they stay does not.
+        found.append([(a[0] == b[0], *a[1:]) for a, b in zip(tensors_of(module), before, strict=True)])
+        found[-1] += [a is b for a, b in zip(parameters, nn.Module.parameters(module), strict=True)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["overwrite", "swap"])
+def test_new_parameters_are_made_where_torch_is_told_to(name: str) -> None:
+    set_future = getattr(torch.__future__, f"set_{name}_module_params_on_conversion")
+    kept = []
+    set_future(True)
+    try:
+        for flag in (False, True):
+            module = exact_gp(ScaleKernel(RBFKernel()), inputs(5))
+            before = list(module.parameters())
+            with use_torch_tensors(flag):
+                module.double()
+            kept.append([a is b for a, b in zip(before, module.parameters(), strict=True)])
+    finally:
+        set_future(False)
+    assert kept[0] == kept[1]
+
+
+def test_conversion_to_what_is_asks_once_for_each_tensor_and_assigns_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, asked, assigned = exact_gp(ScaleKernel(RBFKernel()), inputs(5)).model, [], []
+    module.train_inputs = None  # which upstream's ExactGP converts before it looks at its modules
+    monkeypatch.setattr(nn.Module, "__setattr__", lambda self, name, value: assigned.append(name))
+    with use_torch_tensors():
+        module._apply(lambda tensor: asked.append(tensor) or tensor)
+    expected = [*module.parameters(), *module.buffers()]
+    assert assigned == [] and sorted(map(id, asked)) == sorted(map(id, expected))
+
+
+@pytest.mark.parametrize("where", ["class", "instance"])
+@pytest.mark.parametrize("name", ["train", "_apply"])
+def test_modules_own_way_is_theirs(name: str, where: str) -> None:
+    called = []
+
+    class Own(gpytorch.Module):
+        pass
+
+    module, own = gpytorch.Module(), Own()
+    module.child = own.eval()
+    module.eval()
+    original = getattr(own, name)
+    if where == "class":
+        setattr(Own, name, lambda self, *args, **options: called.append(args) or original(*args, **options))
+    else:
+        setattr(own, name, lambda *args, **options: called.append(args) or original(*args, **options))
+    with use_torch_tensors():
+        module.eval()
+        module.float()
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_evaluation_mode_reaches_whatever_is_not_in_it(flag: bool) -> None:
+    module = DeepKernel().eval()
+    module.features[1].train()
+    module.kernel.kernels[0].train()
+    with use_torch_tensors(flag):
+        assert module.eval() is module
+        assert not any(each.training for each in module.modules())
+        assert module.train() is module and all(each.training for each in module.modules())
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_caches_are_dropped_by_training_and_kept_by_evaluation(flag: bool) -> None:
+    model = exact_gp(ScaleKernel(RBFKernel()), inputs(5)).model
+    with use_torch_tensors(flag):
+        model.eval()
+        model(inputs(2)).variance  # noqa: B018 (fills the caches)
+        strategy = model.prediction_strategy
+        assert strategy is not None and model.eval().prediction_strategy is strategy
+        assert model.train().prediction_strategy is None
