@@ -1,15 +1,17 @@
-"""The Cholesky factor of an operator, in the memory that LAPACK left it in."""
+"""The Cholesky factor of an operator, in the memory that LAPACK left it in, and its product as a tensor's."""
 
 from __future__ import annotations
 
-from linear_operator.operators import LinearOperator, TriangularLinearOperator
+from linear_operator.operators import DenseLinearOperator, LinearOperator, TriangularLinearOperator
 from linear_operator.utils.cholesky import psd_safe_cholesky
+from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
 
 from .. import _upstream, settings
 
 _upstream_cholesky = LinearOperator._cholesky
+_upstream_matmul = TriangularLinearOperator.matmul
 
 
 @_upstream.replaces(LinearOperator)
@@ -24,3 +26,16 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     if gpytorch.dense.structured(evaluated) is not None:
         return _upstream_cholesky(evaluated, upper)
     return TriangularLinearOperator(psd_safe_cholesky(evaluated.to_dense(), upper=upper), upper=upper)
+
+
+@_upstream.replaces(TriangularLinearOperator)
+def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
+    """
+    With :class:`gpytorch.settings.use_torch_tensors` on, the product of a dense factor with a tensor is that of two
+    tensors: samples of a posterior are made of it, and differentiated through it.
+    """
+    if settings.use_torch_tensors.on() and isinstance(other, Tensor) and type(self._tensor) is DenseLinearOperator:
+        tensor = self._tensor.tensor
+        if other.dim() > 1 and other.size(-2) == tensor.size(-1):
+            return tensor @ other
+    return _upstream_matmul(self, other)

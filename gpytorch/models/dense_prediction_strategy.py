@@ -22,7 +22,7 @@ from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cac
 from .cholesky_factor import BorderedFactor, CholeskyFactor, border
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
-from .posterior_covariance import posterior_covariance, row_blocks_of_tests
+from .posterior_covariance import PosteriorCovariance, row_blocks_of_tests
 
 
 class DensePredictionStrategy(DefaultPredictionStrategy):
@@ -41,6 +41,9 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
 
     # Of fantasies: whether the factor that `fast_pred_var` keeps has no gradient, as set when they were made.
     _is_kept_detached: bool | None = None
+
+    # What the parameters were when the kernel of the prior was evaluated, if it was.
+    _evaluated_states: tuple | None = None
 
     def __init__(
         self,
@@ -71,13 +74,20 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
 
     def train_covar(self) -> ClosedForm | LinearOperator:
-        """Return the training covariance with its noise."""
-        covar = closed_form(self.train_prior_dist.lazy_covariance_matrix)
+        """Return the training covariance with its noise, of the parameters as they are."""
+        prior = self.train_prior_dist
+        covar = closed_form(prior.lazy_covariance_matrix)
         if covar is not None:
-            noise = marginal_noise(self.likelihood, self.train_prior_dist.loc.shape, (self.train_inputs,), {})
+            noise = marginal_noise(self.likelihood, prior.loc.shape, (self.train_inputs,), {})
             if noise is not None:
                 return covar.add_noise(noise)
-        return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
+        states = self._states()
+        if self._evaluated_states not in (None, states):
+            # The prior keeps what its kernel evaluated to; a clone is evaluated anew.
+            prior = MultivariateNormal(prior.loc, prior.lazy_covariance_matrix.clone())
+        else:
+            self._evaluated_states = states
+        return self.likelihood(prior, self.train_inputs).lazy_covariance_matrix
 
     def takes_tensors(self) -> bool:
         """Return whether a prediction made now is made on tensors."""
@@ -96,10 +106,12 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         if detached is None:
             detached = settings.detach_test_caches.on()
         detached = detached or not torch.is_grad_enabled()
-        kept = [states for of_detached, states in self._kept_factors() if of_detached == detached]
         # As upstream: `fast_pred_var` keeps what was, and without it the parameters count as they are at every call.
-        states = kept[0] if kept and settings.fast_pred_var.on() else self._states()
-        return self._factor(detached, states)
+        if settings.fast_pred_var.on():
+            for of_detached, states in self._kept_factors():
+                if of_detached == detached:
+                    return self._factor(detached, states)
+        return self._factor(detached, self._states())
 
     def _kept_factors(self) -> list[tuple[bool, tuple]]:
         return [arguments for name, arguments, _ in getattr(self, "_memoize_cache", ()) if name == "factor"]
@@ -196,6 +208,8 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             return super().exact_prediction(test_mean, *evaluated)
         prior, cross = unevaluated(test_test_covar, test_train_covar)
         blocks, rows_of = row_blocks_of_tests(cross.shape, self.num_train), cross.to_dense
+        if isinstance(cross, ClosedForm):
+            cross.terms.hold(with_cols=len(blocks) > 1)  # an optimizer may step before the covariance is read
         if len(blocks) == 1:
             rows_of = functools.partial(_rows, rows_of())
         alpha = self.mean_cache
@@ -205,7 +219,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
-        return mean, posterior_covariance(prior, rows_of, self.factor(kept), shape)
+        return mean, PosteriorCovariance(prior, rows_of, self.factor(kept), shape)
 
 
 def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
@@ -222,7 +236,7 @@ def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
     # What is set through `.data`, as `module.lengthscale = 0.5` does, counts no version: the values tell. Only where
     # they cannot be read, or not without waiting for a device, does the version.
     if is_readable and parameter.is_cpu and not is_functorch_wrapped_tensor(parameter):
-        return parameter.detach().numpy().tobytes()
+        return parameter.numpy(force=True).tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
 

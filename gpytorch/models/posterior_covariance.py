@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from linear_operator.operators import DenseLinearOperator, LinearOperator
+from linear_operator.operators import DenseLinearOperator, DiagLinearOperator, LinearOperator
 from torch import Tensor
 
+from .. import _upstream
+from ..functions.explained_covariance import explained_covariance
 from ..utils.memoize import cached
 from .cholesky_factor import CholeskyFactor
 
+_upstream_matmul = DiagLinearOperator.matmul
+
 # Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
 BLOCK_ELEMENTS = 2**22
-
-# Test points up to which the matrix counts as no more work than its diagonal.
-_SMALL = 32
 
 
 def row_blocks_of_tests(shape: torch.Size, num_train: int) -> list[slice | None]:
@@ -45,29 +46,18 @@ class Unevaluated(Protocol):
         """Return its diagonal (... x M or ... x 1)."""
 
 
-class PosteriorCovariance(LinearOperator):
-    r"""
-    :math:`\mathbf K_{**} - \mathbf K_{*X} (\mathbf L \mathbf L^\top)^{-1} \mathbf K_{X*}`.
+class LazyCovariance(LinearOperator):
+    """A covariance matrix of which nothing is computed before it is read.
 
     The diagonal costs the diagonal; the matrix is built when something else is asked for.
 
-    :param prior: :math:`\mathbf K_{**}`, before it is evaluated.
-    :param cross: Gives the rows of :math:`\mathbf K_{*X}` that a slice takes, or all (... x M x N).
-    :param factor: :math:`\mathbf L` (... x N x N).
-    :param shape: The shape of the whole (... x M x M).
+    :param shape: Its shape (... x M x M).
     """
 
-    def __init__(
-        self,
-        prior: Unevaluated,
-        cross: Callable[[slice | None], Tensor],
-        factor: CholeskyFactor,
-        shape: torch.Size,
-    ):
+    def __init__(self, shape: torch.Size, *args: Any):
         # What LinearOperator.__init__ sets
-        self._args, self._differentiable_kwargs, self._nondifferentiable_kwargs = (factor.blocks[0],), OrderedDict(), {}
-        self.prior, self.cross, self.factor, self._shape = prior, cross, factor, shape
-        self._is_grad_enabled = torch.is_grad_enabled()
+        self._args, self._differentiable_kwargs, self._nondifferentiable_kwargs = args, OrderedDict(), {}
+        self._shape, self._is_grad_enabled = shape, torch.is_grad_enabled()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,28 +74,10 @@ class PosteriorCovariance(LinearOperator):
     def requires_grad(self) -> bool:
         return self.to_dense().requires_grad
 
-    def _explained(self, rows: slice | None) -> Tensor:
-        return self.factor.half_solve(self.cross(rows).mT)
-
     def diagonal(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
         """See upstream's, which looks at the shape first."""
         is_whole = offset == 0 and {dim1, dim2} == {-2, -1}
         return self._diagonal() if is_whole else super().diagonal(offset, dim1, dim2)
-
-    @cached(name="posterior_diagonal")
-    def _diagonal(self) -> Tensor:
-        with torch.set_grad_enabled(self._is_grad_enabled):
-            blocks = row_blocks_of_tests(self._shape, self.factor.num_rows)
-            explained = [self._explained(rows).square().sum(-2) for rows in blocks]
-            explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
-            return (self.prior.diagonal() - explained).expand(self._shape[:-1])
-
-    @cached(name="kernel_eval")
-    def evaluate_kernel(self) -> LinearOperator:
-        with torch.set_grad_enabled(self._is_grad_enabled):
-            half = self._explained(None)
-            covar = self.prior.to_dense() - half.mT @ half
-            return DenseLinearOperator(covar.expand(self._shape))
 
     def to_dense(self) -> Tensor:
         return self.evaluate_kernel().to_dense()
@@ -134,8 +106,13 @@ class PosteriorCovariance(LinearOperator):
     def _matmul(self, rhs: Tensor) -> Tensor:
         return self.evaluate_kernel()._matmul(rhs)
 
-    def _transpose_nonbatch(self) -> LinearOperator:
-        return self
+    def takes_scale(self, scale: Tensor | LinearOperator) -> bool:
+        """Return whether the product with a diagonal matrix needs no broadcasting."""
+        return type(scale) is DiagLinearOperator and scale._diag.shape == self._shape[:-1]
+
+    def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
+        """See upstream's. A product with a diagonal matrix is as lazy as the matrix."""
+        return ScaledCovariance(None, self, other._diag) if self.takes_scale(other) else super().matmul(other)
 
     def _getitem(self, row_index, col_index, *batch_indices) -> LinearOperator:
         return self.evaluate_kernel()._getitem(row_index, col_index, *batch_indices)
@@ -153,21 +130,90 @@ class PosteriorCovariance(LinearOperator):
         return self.evaluate_kernel()._permute_batch(*dims)
 
 
-class SmallPosteriorCovariance(PosteriorCovariance, DenseLinearOperator):
-    """The same for a few test points, whose matrix costs little more than its diagonal.
+class PosteriorCovariance(LazyCovariance):
+    r"""
+    :math:`\mathbf K_{**} - \mathbf K_{*X} (\mathbf L \mathbf L^\top)^{-1} \mathbf K_{X*}`.
 
-    Being dense, it meets the short cuts that other operators have for dense ones.
+    The diagonal costs the diagonal; the matrix is built when something else is asked for.
+
+    :param prior: :math:`\mathbf K_{**}`, before it is evaluated.
+    :param cross: Gives the rows of :math:`\mathbf K_{*X}` that a slice takes, or all (... x M x N).
+    :param factor: :math:`\mathbf L` (... x N x N).
+    :param shape: The shape of the whole (... x M x M).
     """
 
-    @property
-    def tensor(self) -> Tensor:
-        """The matrix (... x M x M)."""
-        return self.to_dense()
+    def __init__(
+        self,
+        prior: Unevaluated,
+        cross: Callable[[slice | None], Tensor],
+        factor: CholeskyFactor,
+        shape: torch.Size,
+    ):
+        super().__init__(shape, factor.blocks[0])
+        self.prior, self.cross, self.factor = prior, cross, factor
+
+    @cached(name="posterior_diagonal")
+    def _diagonal(self) -> Tensor:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            blocks = row_blocks_of_tests(self._shape, self.factor.num_rows)
+            explained = [explained_covariance(self.cross(rows), self.factor, is_diagonal=True) for rows in blocks]
+            explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
+            diagonal = self.prior.diagonal() - explained
+            return diagonal if diagonal.shape == self._shape[:-1] else diagonal.expand(self._shape[:-1])
+
+    @cached(name="kernel_eval")
+    def evaluate_kernel(self) -> LinearOperator:
+        if self._shape[-1] == 1:
+            return DenseLinearOperator(self._diagonal().unsqueeze(-1))
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            covar = self.prior.to_dense() - explained_covariance(self.cross(None), self.factor, is_diagonal=False)
+            return DenseLinearOperator(covar.expand(self._shape))
+
+    def _transpose_nonbatch(self) -> LinearOperator:
+        return self
 
 
-def posterior_covariance(
-    prior: Unevaluated, cross: Callable[[slice | None], Tensor], factor: CholeskyFactor, shape: torch.Size
-) -> PosteriorCovariance:
-    """Return the posterior covariance. See :class:`PosteriorCovariance`."""
-    cls = SmallPosteriorCovariance if shape[-1] <= _SMALL else PosteriorCovariance
-    return cls(prior, cross, factor, shape)
+class ScaledCovariance(LazyCovariance):
+    r"""
+    :math:`\text{diag}(\mathbf l) \, \boldsymbol \Sigma \, \text{diag}(\mathbf r)`.
+
+    :param left: :math:`\mathbf l` (... x M).
+    :param covar: :math:`\boldsymbol \Sigma` (... x M x M).
+    :param right: :math:`\mathbf r` (... x M).
+    """
+
+    def __init__(self, left: Tensor | None, covar: LazyCovariance, right: Tensor | None):
+        super().__init__(covar.shape, *covar._args)
+        self.left, self.covar, self.right = left, covar, right
+
+    @cached(name="scaled_diagonal")
+    def _diagonal(self) -> Tensor:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            diagonal = self.covar._diagonal()
+            for scale in (self.left, self.right):
+                diagonal = diagonal if scale is None else diagonal * scale
+            return diagonal
+
+    @cached(name="kernel_eval")
+    def evaluate_kernel(self) -> LinearOperator:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            matrix = self.covar.to_dense()
+            if self.left is not None:
+                matrix = self.left.unsqueeze(-1) * matrix
+            if self.right is not None:
+                matrix = matrix * self.right.unsqueeze(-2)
+            return DenseLinearOperator(matrix)
+
+    def _transpose_nonbatch(self) -> LinearOperator:
+        return ScaledCovariance(self.right, self.covar, self.left)
+
+
+@_upstream.replaces(DiagLinearOperator)
+def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
+    """
+    The product with a posterior covariance on tensors is as lazy as that is: an outcome transform of BoTorch's makes
+    it at every prediction.
+    """
+    if isinstance(other, LazyCovariance) and other.takes_scale(self):
+        return ScaledCovariance(self._diag, other, None)
+    return _upstream_matmul(self, other)

@@ -16,6 +16,7 @@ from linear_operator.operators import (
     LinearOperator,
     RootLinearOperator,
     ToeplitzLinearOperator,
+    TriangularLinearOperator,
 )
 from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
@@ -113,3 +114,43 @@ def test_warnings_and_errors_are_upstreams(matrix: Tensor, error: type[Exception
                 said.append(str(raised.value))
             said[-1] = (said[-1], [str(warning.message) for warning in caught])
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape"),  # upstream has no gradient of a batch of factors by one vector
+    [((), (N, 3)), ((), (4, N, 3)), ((), (N,)), ((4,), (N, 3)), ((4,), (4, N, 3)), ((4,), (2, 1, N, 3))],
+)
+@pytest.mark.parametrize("upper", [False, True])
+def test_product_of_a_factor_matches_upstream(upper: bool, batch: tuple, shape: tuple) -> None:
+    results = []
+    for flag in (False, True):
+        matrix = (spd(*batch).triu() if upper else spd(*batch).tril()).requires_grad_()
+        rhs = inputs(shape[-1], shape[-2] if len(shape) > 1 else 1, shape[:-2]).mT.reshape(shape).requires_grad_()
+        with use_torch_tensors(flag):
+            product = TriangularLinearOperator(matrix, upper=upper).matmul(rhs)
+        results.append((product, *torch.autograd.grad(product.square().sum(), [matrix, rhs])))
+    assert results[1][0].shape == results[0][0].shape
+    for off, on in zip(*results, strict=True):
+        assert_near(on.detach(), off.detach())
+
+
+@pytest.mark.parametrize("shape", [(N + 1, 3), (N + 1,), (3, N)])
+def test_product_of_other_sizes_is_upstreams_error(shape: tuple) -> None:
+    said = []
+    for flag in (False, True):
+        with use_torch_tensors(flag), pytest.raises(RuntimeError) as raised:
+            TriangularLinearOperator(spd().tril()).matmul(torch.ones(shape, dtype=torch.float64))
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
+def test_samples_are_a_product_of_tensors() -> None:
+    leaf = spd().requires_grad_()
+    with use_torch_tensors():
+        samples = MultivariateNormal(leaf[0], DenseLinearOperator(leaf)).rsample(base_samples=inputs(3, N))
+    names, left = set(), [samples.grad_fn]
+    while left:
+        node = left.pop()
+        names.add(node.name())
+        left += [each for each, _ in node.next_functions if each is not None]
+    assert "LinalgCholeskyExBackward0" in names and "MatmulBackward" not in names
