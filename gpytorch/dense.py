@@ -199,7 +199,7 @@ def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None 
     if not (x1.is_floating_point() and x2.is_floating_point()):  # whole numbers have no mean and no gradient
         return None
     terms = Terms()
-    if not write_kernel(kernel, x1, x2, terms):
+    if not write_kernel(kernel, x1, x2, terms) or terms.is_structured:
         return None
     form = ClosedForm(terms)
     return form if noise is None else form.add_noise((noise, False, None))

@@ -9,7 +9,7 @@ import torch
 from both_ways import assert_near, exact_gp, generator, inputs, loss, routes, targets
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from gpytorch import kernels as k
 from gpytorch.distributions import MultivariateNormal
@@ -150,6 +150,17 @@ def test_forward_mode_is_the_product_with_the_gradient(kernel: str) -> None:
     with forward_ad.dual_level():
         dual = forward_ad.unpack_dual(function(forward_ad.make_dual(function.start, tangent)))
     assert_near(dual.tangent, expected)
+
+
+@pytest.mark.parametrize("of", ["mean", "variance"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forward_mode_of_a_prediction_is_reverse_mode(kernel: str, of: str) -> None:
+    model = exact_gp(KERNELS[kernel](), inputs(N)).model.eval()
+    x = inputs(3, seed=5)
+    with use_torch_tensors():
+        model(x)  # the factor is made
+        function = lambda points: getattr(model(points), of)  # noqa: E731
+        assert_near(jacfwd(function)(x), jacrev(function)(x))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

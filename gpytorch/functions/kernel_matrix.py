@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .bilinear import Bilinear
 from .parameters import Cotangents, Parameter
 from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, times
 
@@ -31,7 +32,7 @@ class Node(Enum):
 
 
 #: A matrix; a scale, of the last matrix; or what is made of the last two.
-Step = Stationary | Parameter | Node
+Step = Stationary | Bilinear | Parameter | Node
 
 Expression = Sequence[Step]
 
@@ -57,7 +58,7 @@ def scaled(expression: list[Step], scale: Parameter) -> None:
 
 def of_rows(expression: Expression) -> Expression:
     """Return the covariance matrix of an expression's rows with themselves."""
-    return [step.with_cols(step.rows) if type(step) is Stationary else step for step in expression]
+    return [step.with_cols(step.rows) if isinstance(step, Stationary | Bilinear) else step for step in expression]
 
 
 class KernelMatrix:
@@ -89,7 +90,7 @@ class KernelMatrix:
         (n, m), first = self.size, self.expression[0]
         x = self.values[first.rows]
         batch = 1
-        for slot in (first.rows, first.cols, first.lengthscale.slot if first.lengthscale else first.rows):
+        for slot in first.slots:
             if self.values[slot].dim() > 2:
                 batch = max(batch, self.values[slot].shape[:-2].numel())
         whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
@@ -116,6 +117,8 @@ class KernelMatrix:
                 if kept is None:
                     kept = self._bind(step).evaluate(rows, cols)
                 stack.append((kept[0], kept[3]))
+            elif type(step) is Bilinear:
+                stack.append((step.evaluate(self.values, rows, cols), None))
             elif type(step) is Parameter:
                 kept = block, weight = stack.pop()
                 stack.append((block, times(weight, as_weight(step.of(self.values)))))
@@ -161,6 +164,8 @@ class KernelMatrix:
             grad, weight = stack.pop()
             if type(step) is Stationary:
                 step.pull_back(cotangents, grad, weight, kept, self._bind, rows, cols, symmetric, overwrite)
+            elif type(step) is Bilinear:
+                step.pull_back(cotangents, grad, weight, self.values, rows, cols)
             elif type(step) is Parameter:
                 if cotangents.needed[step.slot]:
                     block, inner = kept
@@ -191,7 +196,8 @@ def plain(expression: Expression, values: Sequence[Tensor]) -> Tensor:
     :param expression: The expression.
     :param values: Its tensors.
     """
-    return _fold(expression, values, lambda step: step.plain(values), as_weight)
+    of_leaf = {Stationary: Stationary.plain, Bilinear: Bilinear.evaluate}
+    return _fold(expression, values, of_leaf, as_weight)
 
 
 def diagonal(expression: Expression, values: Sequence[Tensor]) -> Tensor:
@@ -199,21 +205,22 @@ def diagonal(expression: Expression, values: Sequence[Tensor]) -> Tensor:
 
     :param expression: The expression.
     :param values: Its tensors.
-    :return: The diagonal (... x 1): stationary kernels have the same for all points.
+    :return: The diagonal (... x N, or ... x 1: stationary kernels have the same for all points).
     """
-    return _fold(expression, values, lambda step: values[step.rows].new_ones(1), lambda scale: scale.unsqueeze(-1))
+    of_leaf = {Stationary: Stationary.diagonal, Bilinear: Bilinear.diagonal}
+    return _fold(expression, values, of_leaf, lambda scale: scale.unsqueeze(-1))
 
 
 def _fold(
     expression: Expression,
     values: Sequence[Tensor],
-    of_leaf: Callable[[Stationary], Tensor],
+    of_leaf: dict[type, Callable[[Any, Sequence[Tensor]], Tensor]],
     of_scale: Callable[[Tensor], Tensor],
 ) -> Tensor:
     stack: list[Tensor] = []
     for step in expression:
-        if type(step) is Stationary:
-            res = of_leaf(step)
+        if type(step) in of_leaf:
+            res = of_leaf[type(step)](step, values)
             stack.append(res if step.scale is None else res * of_scale(step.scale.of(values)))
         elif type(step) is Parameter:
             stack.append(stack.pop() * of_scale(step.of(values)))

@@ -34,6 +34,14 @@ class Parameter:
         value = softplus(value)
         return value if self.lower_bound is None else value + self.lower_bound
 
+    def hold(self, values: list[Tensor]) -> None:
+        """Put the parameter itself among the tensors, in memory of its own.
+
+        :param values: The tensors.
+        """
+        values[self.slot] = self.of(values) if self.is_raw else values[self.slot].clone()
+        self.is_raw, self.lower_bound = False, None
+
 
 class Cotangents:
     """The sums of the cotangents that reach each of several tensors.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import differences
+from ._transforms import is_differentiated_by_transforms
 from .parameters import Cotangents, Parameter
 from .profiles import TINY, Profile
 
@@ -50,6 +51,12 @@ class Stationary:
     ):
         self.profile, self.rows, self.cols = profile, rows, cols
         self.lengthscale, self.shape, self.scale = lengthscale, shape, scale
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Where the tensors stand that have a batch shape."""
+        slots = self.rows, self.cols
+        return slots if self.lengthscale is None else (*slots, self.lengthscale.slot)
 
     def with_cols(self, cols: int) -> Stationary:
         """Return the same kernel between the inputs of the rows and others."""
@@ -147,6 +154,13 @@ class Stationary:
             total.mul_(precision).div_(value)  # its cube might underflow
             cotangents.add_of(lengthscale, total if weight is None else total * weight)
 
+    def diagonal(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the diagonal of the covariance of the rows with themselves, without its scale (1).
+
+        :param values: The tensors.
+        """
+        return values[self.rows].new_ones(1)
+
     def plain(self, values: Sequence[Tensor]) -> Tensor:
         """Return the whole matrix without its scale by differentiable operations.
 
@@ -155,10 +169,13 @@ class Stationary:
         bound = BoundStationary(self, values)
         z1, z2 = bound.scaled_inputs()
         if self.profile.of_distance and not bound.is_square:
-            return self.profile.plain(torch.cdist(z1, z2).clamp_min(TINY), bound.shape)
-        sq1 = z1.square().sum(-1, keepdim=True)
-        sq2 = sq1 if bound.is_square else z2.square().sum(-1, keepdim=True)
-        r2 = (sq1 + sq2.mT - 2 * (z1 @ z2.mT)).clamp_min(0)
+            if not is_differentiated_by_transforms():
+                return self.profile.plain(torch.cdist(z1, z2).clamp_min(TINY), bound.shape)
+            r2 = (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square().sum(-1)  # torch.cdist has no forward mode
+        else:
+            sq1 = z1.square().sum(-1, keepdim=True)
+            sq2 = sq1 if bound.is_square else z2.square().sum(-1, keepdim=True)
+            r2 = (sq1 + sq2.mT - 2 * (z1 @ z2.mT)).clamp_min(0)
         if bound.is_square:
             r2 = r2 * (1 - torch.eye(r2.size(-1), dtype=r2.dtype, device=r2.device))
         distance = r2.clamp_min(TINY**2).sqrt() if self.profile.of_distance else r2

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..constraints.unconstrained import Unconstrained, unconstrained
+from ..functions.bilinear import Bilinear, indicators
 from ..functions.kernel_matrix import Node, Step, scaled
 from ..functions.parameters import Parameter
 from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
 from ..functions.stationary import Stationary
+from .index_kernel import IndexKernel
 from .kernel import AdditiveKernel, Kernel, ProductKernel
 from .matern_kernel import MaternKernel
 from .periodic_kernel import PeriodicKernel
@@ -31,15 +33,17 @@ class Terms:
     :ivar batch_shapes: Their batch shapes.
     :ivar row_slots: Where the inputs of the rows stand among them.
     :ivar matrix_shape: The number of rows and of columns.
+    :ivar is_structured: Whether upstream would keep the structure of the last matrix, rather than make it dense.
     """
 
-    __slots__ = ("batch_shapes", "expression", "matrix_shape", "row_slots", "values")
+    __slots__ = ("batch_shapes", "expression", "is_structured", "matrix_shape", "row_slots", "values")
 
     def __init__(self) -> None:
         self.expression: list[Step] = []
         self.values: list[Tensor] = []
         self.batch_shapes: set[torch.Size] = set()
         self.row_slots: list[int] = []
+        self.is_structured = False
 
     def add(self, tensor: Tensor, event_dim: int) -> int:
         """Add a tensor, and return where it stands.
@@ -78,6 +82,24 @@ class Terms:
         self.row_slots.append(slot)
         return slot, slot if x1 is x2 else self.add(x2, 2)
 
+    def hold(self, with_cols: bool) -> None:
+        """Hold the tensors as they are, for what is read after they are written to.
+
+        :param with_cols: Whether the inputs of the columns are held, too.
+        """
+        values = self.values
+        for step in self.expression:
+            if type(step) is Parameter:
+                step.hold(values)
+            elif type(step) is Bilinear:
+                step.covar.hold(values)  # a subclass may keep it; the indicators are made anew
+            elif type(step) is Stationary:
+                for slot in {step.rows, step.cols} if with_cols else (step.rows,):
+                    values[slot] = values[slot].clone()
+                for parameter in (step.lengthscale, step.shape, step.scale):
+                    if parameter is not None:
+                        parameter.hold(values)
+
 
 def write_kernel(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> bool:
     """Write the covariance of a kernel as an expression, if the kernel is made of such as have one.
@@ -112,6 +134,7 @@ def _stationary(
     lengthscale = terms.add_parameter(own, 2)
     shape = None if alpha is None else terms.add_parameter((alpha, False, None), 2)
     terms.expression.append(Stationary(profile, rows, cols, lengthscale, shape))
+    terms.is_structured = False
     return True
 
 
@@ -136,6 +159,18 @@ def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> b
     points1 = on_circles(x1)
     rows, cols = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
     terms.expression.append(Stationary(RBF, rows, cols))
+    terms.is_structured = False
+    return True
+
+
+def _index(kernel: IndexKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    if x1.size(-1) != 1 or x2.size(-1) != 1:
+        return False  # upstream adds up the covariances of several labels
+    covar = kernel._eval_covar_matrix()
+    rows1 = indicators(x1.squeeze(-1).long(), covar)
+    rows, cols = terms.add_inputs(rows1, rows1 if x1 is x2 else indicators(x2.squeeze(-1).long(), covar))
+    terms.expression.append(Bilinear(rows, cols, terms.add_parameter((covar, False, None), 2)))
+    terms.is_structured = True  # a covariance that is interpolated
     return True
 
 
@@ -147,6 +182,7 @@ def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
 
 
 def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    are_structured = []
     for i, part in enumerate(kernel.kernels):
         x1_, x2_ = x1, x2
         if part.active_dims is not None:
@@ -156,6 +192,9 @@ def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x
             return False
         if i > 0:
             terms.expression.append(node)
+        are_structured.append(terms.is_structured)
+    # A product with a dense matrix is dense; a sum keeps what structure a part has.
+    terms.is_structured = all(are_structured) if node is Node.PRODUCT else any(are_structured)
     return len(kernel.kernels) > 0
 
 
@@ -164,6 +203,7 @@ _WRITERS: dict[Callable, Callable] = {
     MaternKernel.forward: _matern,
     RQKernel.forward: _rational_quadratic,
     PeriodicKernel.forward: _periodic,
+    IndexKernel.forward: _index,
     ScaleKernel.forward: _scale,
     AdditiveKernel.forward: partial(_composite, Node.SUM),
     ProductKernel.forward: partial(_composite, Node.PRODUCT),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
@@ -12,12 +14,17 @@ from .gaussian_likelihood import (
     GaussianLikelihood,
     _GaussianLikelihoodBase,
 )
+from .hadamard_gaussian_likelihood import HadamardGaussianLikelihood, _check_task_indices
 from .likelihood import Likelihood
 from .noise_models import Noise, _HomoskedasticNoiseBase
 
-_MARGINALS = {
-    likelihood.marginal for likelihood in (_GaussianLikelihoodBase, GaussianLikelihood, FixedNoiseGaussianLikelihood)
-}
+_LIKELIHOODS = (
+    _GaussianLikelihoodBase,
+    GaussianLikelihood,
+    FixedNoiseGaussianLikelihood,
+    HadamardGaussianLikelihood,
+)
+_MARGINALS = {likelihood.marginal for likelihood in _LIKELIHOODS}
 
 
 def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Unconstrained | None:
@@ -32,18 +39,39 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
     cls = type(likelihood)
     if cls.__call__ is not Likelihood.__call__ or cls.marginal not in _MARGINALS:
         return None
-    noise_covar = likelihood.noise_covar
+    noise_covar, shaped = likelihood.noise_covar, cls._shaped_noise_covar
     if (
-        cls._shaped_noise_covar is _GaussianLikelihoodBase._shaped_noise_covar
-        and type(noise_covar).forward is _HomoskedasticNoiseBase.forward
+        type(noise_covar).forward is _HomoskedasticNoiseBase.forward
         and type(noise_covar).__call__ is Noise.__call__
         and "noise" not in kwargs
     ):
-        noise = unconstrained(noise_covar, "noise", _HomoskedasticNoiseBase)
-        if noise[0].shape[-1:] == (1,):  # more would be of several tasks
-            return noise
+        if shaped is _GaussianLikelihoodBase._shaped_noise_covar:
+            noise = unconstrained(noise_covar, "noise", _HomoskedasticNoiseBase)
+            if noise[0].shape[-1:] == (1,):  # more would be of several tasks
+                return noise
+        elif shaped is HadamardGaussianLikelihood._shaped_noise_covar:
+            noise = _noise_of_tasks(likelihood, shape, *params[:1])
+            if noise is not None:
+                return noise, False, None
     diagonal = diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
     return None if diagonal is None else (diagonal, False, None)
+
+
+def _noise_of_tasks(
+    likelihood: HadamardGaussianLikelihood, shape: torch.Size, inputs: Tensor | Sequence[Tensor] = ()
+) -> Tensor | None:
+    # What upstream adds up from an operator for each task, or None where there are no such, or no labels
+    if likelihood.num_tasks == 1 or len(inputs) == 0:
+        return None
+    tasks = inputs if torch.is_tensor(inputs) else inputs[0]
+    if tasks.size(-1) > 1:
+        if likelihood.task_feature_index is None:
+            return None
+        tasks = tasks[..., likelihood.task_feature_index].unsqueeze(-1)
+    tasks = tasks.long()
+    _check_task_indices(tasks, shape)
+    is_task = torch.arange(likelihood.num_tasks, device=tasks.device).unsqueeze(-1) == tasks.mT
+    return (likelihood.noise_covar.noise.unsqueeze(-1) * is_task).sum(-2)
 
 
 def diagonal_of(covar) -> Tensor | None:

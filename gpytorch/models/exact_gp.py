@@ -58,11 +58,14 @@ def _test_prior(
     test_inputs: Iterable[Tensor],
     kwargs: dict,
 ) -> tuple | None:
-    (train_input, *other_inputs), (test_input, *_) = train_inputs, test_inputs
+    (train_input, *other_inputs), (test_input, *other_tests) = train_inputs, test_inputs
     train_prior_dist, own_input = strategy.train_prior_dist, strategy.train_inputs[0]
     train_covar = train_prior_dist.lazy_covariance_matrix
     # A model of many observations at the same inputs has these inputs as an expanded view.
-    if other_inputs or not (train_input is own_input or train_input._base is own_input):
+    if other_inputs or other_tests or not (train_input is own_input or train_input._base is own_input):
+        return None
+    # Upstream puts them into one tensor, which is an error, or of the wider of two types.
+    if test_input.shape[-1] != train_input.shape[-1] or test_input.dtype is not train_input.dtype:
         return None
     if not _is_of(train_covar, own_input):
         return None
@@ -70,9 +73,11 @@ def _test_prior(
     if type(prior) is not MultivariateNormal or not prior.islazy or not _is_of(prior._covar, test_input):
         return None
     test_covar = prior._covar
-    # A view, so that test inputs which are the very training inputs do not make the matrix one with itself: its rows
-    # are to be taken apart from its columns.
-    columns = train_covar.x2.view_as(train_covar.x2)
+    columns = train_covar.x2
+    if columns is test_covar.x1:
+        # A view, so that the matrix is not one of the training inputs with themselves: its rows are to be taken apart
+        # from its columns.
+        columns = columns.view_as(columns)
     cross_covar = gpytorch.dense.closed_form_of(test_covar.kernel, test_covar.x1, columns)
     if cross_covar is None:
         cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
@@ -111,12 +116,16 @@ def _joint_prior(
     num_train = train_inputs[0].size(-2)
     covar = joint.lazy_covariance_matrix
     test, train = slice(num_train, None), slice(None, num_train)
+    if (
+        type(covar) is LazyEvaluatedKernelTensor
+        and covar.x1 is covar.x2
+        and not covar.last_dim_is_batch
+        and covar.kernel.num_outputs_per_input(covar.x1, covar.x2) == 1
+    ):
+        # As indexing does it, but with the same rows in both, which then are known to be the same
+        tests, trains = covar.x1[..., test, :], covar.x1[..., train, :]
+        covars = [LazyEvaluatedKernelTensor(tests, x, kernel=covar.kernel, **covar.params) for x in (tests, trains)]
+    else:
+        covars = [covar[..., test, test], covar[..., test, train]]
     test_shape = torch.Size((joint.event_shape[0] - num_train,))
-    return (
-        joint.loc[..., test],
-        covar[..., test, test],
-        covar[..., test, train],
-        joint.batch_shape,
-        test_shape,
-        type(joint),
-    )
+    return joint.loc[..., test], *covars, joint.batch_shape, test_shape, type(joint)

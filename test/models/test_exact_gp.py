@@ -14,10 +14,12 @@ from botorch.models import MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch import likelihoods, means, settings
+from gpytorch.dense import ClosedFormPrior
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP, posterior_covariance
@@ -171,14 +173,14 @@ def test_training_covariance_is_factorized_once(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("num_test", [4, 50])
 def test_only_what_is_read_is_computed(monkeypatch: pytest.MonkeyPatch, num_test: int) -> None:
     model, done = model_of(KERNELS["rbf ard"]()), []
-    for name in ("_explained", "evaluate_kernel"):
+    for name in ("_diagonal", "evaluate_kernel"):
         original = getattr(PosteriorCovariance, name)
         spy = lambda self, *args, _name=name, _original=original: done.append(_name) or _original(self, *args)  # noqa: E731
         monkeypatch.setattr(PosteriorCovariance, name, spy)
     with use_torch_tensors(), torch.no_grad():
         prediction = model(inputs(num_test, D, seed=5))
         assert prediction.mean.shape == (num_test,) and done == []
-        assert prediction.variance.shape == prediction.stddev.shape == (num_test,) and done == ["_explained"]
+        assert prediction.variance.shape == prediction.stddev.shape == (num_test,) and set(done) == {"_diagonal"}
         assert prediction.covariance_matrix.shape == (num_test, num_test) and "evaluate_kernel" in done
 
 
@@ -230,6 +232,45 @@ def test_changes_are_followed_as_upstream_follows_them(change: str, fast: bool) 
             CHANGES[change](model)
             prediction = model(x)
             return [prediction.mean, prediction.variance]
+
+    both(read)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_changes_of_a_kernel_without_closed_form_are_followed_as_upstream_follows_them(fast: bool) -> None:
+    x = inputs(4, D, seed=5)
+
+    def read() -> list[Tensor]:
+        model = model_of(k.PolynomialKernel(2) + k.RBFKernel())
+        with settings.fast_pred_var(fast), torch.no_grad():
+            model(x).variance  # noqa: B018 (fills the caches)
+            for parameter in model.parameters():
+                parameter.add_(0.3)
+            prediction = model(x)
+            return [prediction.mean, prediction.variance]
+
+    both(read)
+
+
+@pytest.mark.parametrize("num_test", [1, 4, 40])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_prediction_that_is_read_late_is_of_what_was_when_it_was_made(
+    blocks: bool, num_test: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if blocks:
+        monkeypatch.setattr(posterior_covariance, "BLOCK_ELEMENTS", 7 * N)
+
+    def read() -> list[Tensor]:
+        model, x = model_of(KERNELS["rbf ard"]()), inputs(num_test, D, seed=5)
+        with torch.no_grad():
+            early, late = model(x), model(x)
+            early = [early.variance, early.covariance_matrix]
+            for tensor in (x, *model.parameters()):
+                tensor.add_(0.3)
+            late = [late.variance, late.covariance_matrix]
+        for ours, theirs in zip(late, early, strict=True):
+            assert_near(ours, theirs)
+        return late
 
     both(read)
 
@@ -378,3 +419,95 @@ def test_botorch_multitask_posterior_matches_upstream() -> None:
     task = torch.cat([x, (torch.arange(N) % 2).double().unsqueeze(-1)], -1)
     model = MultiTaskGP(task, targets(x).unsqueeze(-1), task_feature=-1).eval()
     both(lambda: [(p := model.posterior(inputs(4, D, seed=5))).mean, p.variance], model)
+
+
+OTHER_INPUTS: dict[str, tuple[Tensor, ...]] = {
+    "fewer coordinates": (inputs(4, 1),),
+    "more coordinates": (inputs(4, D + 1),),
+    "no coordinates' dimension": (inputs(4, 1)[:, 0],),
+    "one input more": (inputs(4, D), inputs(4, D)),
+}
+
+
+@pytest.mark.parametrize("kernel", [k.RBFKernel, k.MaternKernel, lambda: k.PolynomialKernel(2)])
+@pytest.mark.parametrize("case", OTHER_INPUTS)
+def test_test_inputs_unlike_the_training_inputs_are_upstreams_error(case: str, kernel: Callable[[], k.Kernel]) -> None:
+    errors = []
+    for flag in (False, True):
+        with use_torch_tensors(flag), pytest.raises((RuntimeError, ValueError)) as error:
+            model_of(kernel())(*OTHER_INPUTS[case])
+        errors.append((error.type, str(error.value)))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("kernel", [k.RBFKernel, k.MaternKernel, lambda: k.PolynomialKernel(2)])
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_test_inputs_of_another_type_are_taken_to_that_of_the_training_inputs(
+    dtype: torch.dtype, kernel: Callable[[], k.Kernel]
+) -> None:
+    def read() -> list[Tensor]:
+        with torch.no_grad():
+            prediction = model_of(kernel())((2 * inputs(4, D, seed=5)).to(dtype))
+            return [prediction.mean, prediction.variance, prediction.covariance_matrix]
+
+    both(read)
+
+
+SCALES = {
+    "each point": lambda batch: torch.rand(*batch, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    "each point of each batch": lambda batch: inputs(1, 4, (2, *batch)).squeeze(-2),  # broadcast by upstream
+}
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("scale", SCALES)
+def test_products_with_diagonal_matrices_match_upstream(scale: str, batch: tuple) -> None:
+    model = model_of(KERNELS["rbf ard"]())
+    x, scale = inputs(4, D, batch, seed=5).requires_grad_(), SCALES[scale](batch).requires_grad_()
+
+    def read() -> list[Tensor]:
+        covar = model(x).lazy_covariance_matrix
+        diagonal = DiagLinearOperator(scale)
+        products = [diagonal @ covar, covar @ diagonal, diagonal @ covar @ diagonal, (diagonal @ covar).mT]
+        values = [part for product in products for part in (product.to_dense(), product.diagonal(dim1=-1, dim2=-2))]
+        values += [products[2].cholesky().to_dense(), products[0] @ x, products[2][..., :2, :2].to_dense()]
+        grads = [torch.autograd.grad(value.square().sum(), [x, scale], retain_graph=True) for value in values]
+        return [*values, *(grad for pair in grads for grad in pair)]
+
+    both(read, model)
+
+
+def test_product_with_diagonal_matrices_is_as_lazy_as_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, done = model_of(KERNELS["rbf ard"]()), []
+    original = PosteriorCovariance.evaluate_kernel
+    monkeypatch.setattr(PosteriorCovariance, "evaluate_kernel", lambda self: done.append(self) or original(self))
+    diagonal = DiagLinearOperator(torch.ones(4, dtype=torch.float64))
+    with use_torch_tensors(), torch.no_grad():
+        product = diagonal @ model(inputs(4, D, seed=5)).lazy_covariance_matrix @ diagonal
+    assert product.shape == (4, 4) and product.diagonal().shape == (4,) and not done
+    assert product.to_dense().shape == (4, 4) and done
+
+
+def test_product_read_first_without_gradients_has_them_as_the_covariance_does() -> None:
+    model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5).requires_grad_()
+    diagonal = DiagLinearOperator(torch.ones(4, dtype=torch.float64))
+    with use_torch_tensors():
+        product = diagonal @ model(x).lazy_covariance_matrix
+    with torch.no_grad():
+        assert product.diagonal().requires_grad and product.to_dense().requires_grad
+
+
+def test_untransformed_outcomes_of_botorch_build_no_matrix_for_a_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs(N, D)
+    model, done = SingleTaskGP(x, targets(x).unsqueeze(-1), outcome_transform=Standardize(1)).eval(), []
+    monkeypatch.setattr(PosteriorCovariance, "evaluate_kernel", lambda self: done.append(self))
+    with use_torch_tensors():
+        posterior = model.posterior(inputs(4, D, (3,), seed=5))
+        assert posterior.mean.shape == posterior.variance.shape == (3, 4, 1) and not done
+
+
+def test_model_that_transforms_its_inputs_predicts_in_closed_form() -> None:
+    model = DeepGP(inputs(N, D), targets(inputs(N, D)), KERNELS["rbf ard"](), likelihoods.GaussianLikelihood())
+    with use_torch_tensors(), routes(tensors=1):
+        covar = scatter(model.double()).eval()(inputs(4, D, seed=5)).lazy_covariance_matrix
+    assert type(covar.prior) is ClosedFormPrior

@@ -1,0 +1,96 @@
+r"""Covariance matrices of labelled points in terms of the covariance of the labels, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .parameters import Cotangents, Parameter
+from .stationary import Rows
+
+
+class Bilinear:
+    r"""
+    :math:`\mathbf P \mathbf B \mathbf P'^\top`, in terms of tensors that are to come.
+
+    :param rows: Where :math:`\mathbf P` stands among the tensors (... x N x T), which needs no gradient.
+    :param cols: Where :math:`\mathbf P'` stands (... x M x T), which needs none either; `rows` for the covariance of
+        points with themselves.
+    :param covar: :math:`\mathbf B` (... x T x T).
+    """
+
+    __slots__ = ("cols", "covar", "rows")
+
+    scale = None  # in the covariance already
+
+    def __init__(self, rows: int, cols: int, covar: Parameter):
+        self.rows, self.cols, self.covar = rows, cols, covar
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Where the tensors stand that have a batch shape."""
+        return self.rows, self.cols, self.covar.slot
+
+    def with_cols(self, cols: int) -> Bilinear:
+        """Return the same between the points of the rows and others."""
+        return Bilinear(self.rows, cols, self.covar)
+
+    def evaluate(self, values: Sequence[Tensor], rows: Rows = None, cols: Rows = None) -> Tensor:
+        """Return a block of the matrix by differentiable operations.
+
+        :param values: The tensors.
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        """
+        left, right = self._sides(values, rows, cols)
+        return left @ self.covar.of(values) @ right.mT
+
+    def diagonal(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the diagonal of the covariance of the rows with themselves (... x N) by differentiable operations.
+
+        :param values: The tensors.
+        """
+        left = values[self.rows]
+        return (left @ self.covar.of(values) * left).sum(-1)
+
+    # With K = P B P'^T and the cotangent G of K: dL/dB = P^T G P'.
+
+    def pull_back(
+        self,
+        cotangents: Cotangents,
+        grad: Tensor,
+        outer: Tensor | None,
+        values: Sequence[Tensor],
+        rows: Rows,
+        cols: Rows,
+    ) -> None:
+        """
+        Take the cotangent of a block back to the tensors.
+
+        :param cotangents: Where they are summed.
+        :param grad: The block's cotangent G (... x N x M).
+        :param outer: What G is multiplied by (a scalar, or ... x 1 x 1), or None.
+        :param values: The tensors.
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        """
+        if cotangents.needed[self.covar.slot]:
+            left, right = self._sides(values, rows, cols)
+            total = left.mT @ grad.to(left.dtype) @ right
+            cotangents.add_of(self.covar, total if outer is None else total * outer)
+
+    def _sides(self, values: Sequence[Tensor], rows: Rows, cols: Rows) -> tuple[Tensor, Tensor]:
+        left, right = values[self.rows], values[self.cols]
+        return left if rows is None else left[..., rows, :], right if cols is None else right[..., cols, :]
+
+
+def indicators(labels: Tensor, covar: Tensor) -> Tensor:
+    r"""Return :math:`\mathbf P` (... x N x T), with a one where a point has a label.
+
+    :param labels: The labels (... x N).
+    :param covar: The covariance of the labels (... x T x T).
+    """
+    ones = torch.eye(covar.size(-1), dtype=covar.dtype, device=covar.device)
+    return ones.index_select(0, labels.reshape(-1)).view(*labels.shape, -1)
