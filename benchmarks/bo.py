@@ -1,4 +1,4 @@
-"""What does a user of BoTorch gain? SingleTaskGP as it comes, on Hartmann's function of six variables.
+"""What does a user of BoTorch gain? SingleTaskGP and MultiTaskGP as they come, on Hartmann's function of six variables.
 
 BoTorch sets GPyTorch's settings when it is imported; they are left as BoTorch wants them.
 """
@@ -24,10 +24,11 @@ from .timing import Variant
 from .ways import STOCK, TENSORS, run_in
 
 try:
-    from botorch.acquisition import LogExpectedImprovement
+    from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement, qLogExpectedImprovement
     from botorch.fit import fit_gpytorch_mll
-    from botorch.models import SingleTaskGP
+    from botorch.models import MultiTaskGP, SingleTaskGP
     from botorch.optim import optimize_acqf
+    from botorch.sampling import SobolQMCNormalSampler
     from botorch.test_functions import Hartmann
     from botorch.version import version as botorch_version
 
@@ -36,13 +37,15 @@ except ImportError as error:
     raise InputError("The question bo needs BoTorch: python -m pip install botorch.") from error
 
 TITLE = "BoTorch"
-MODEL = "SingleTaskGP, Hartmann-6"
+MODEL = "SingleTaskGP unless named, Hartmann-6"
 D = 6
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
-CANDIDATES = 16
+CANDIDATES, TOGETHER, SAMPLES = 16, 4, 128
 
 STEP = "value and gradient"
+STEP_OF_TASKS = "value and gradient, MultiTaskGP of 2 tasks"
 ACQUISITION = f"LogEI of {CANDIDATES} x 1 points, with gradient"
+SAMPLED = f"qLogEI of {CANDIDATES} x {TOGETHER} points, {SAMPLES} samples, with gradient"
 FIT, OPTIMIZE, LOOP = "fit_gpytorch_mll", "optimize_acqf", "whole loop"
 BRANCHING = (FIT, OPTIMIZE, LOOP)  # their optimizers branch on rounding: results are compared, not held to a tolerance
 
@@ -51,7 +54,7 @@ def cases(options: Options) -> list[Case]:
     """Return one case for each data type, task and n."""
     sizes = options.choose("sizes", (30, 300))
     optimized = sizes[:1] if options.quick else sizes
-    tasks = [(task, n) for task in (STEP, ACQUISITION) for n in sizes]
+    tasks = [(task, n) for task in (STEP, STEP_OF_TASKS, ACQUISITION, SAMPLED) for n in sizes]
     tasks += [(task, n) for task in (FIT, OPTIMIZE) for n in optimized] + [(LOOP, FIRST_POINTS)]
     settings = f"{options.effort}, BoTorch {botorch_version}"
     return [
@@ -81,13 +84,24 @@ def _parameters(model: SingleTaskGP) -> torch.Tensor:
 
 
 def _step(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    model = SingleTaskGP(*_observations(case))
+    return _step_of(SingleTaskGP(*_observations(case)))
+
+
+def _step_of_tasks(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    x, y = _observations(case)
+    tasks = torch.arange(case.n, device=x.device).remainder(2).unsqueeze(-1)
+    torch.manual_seed(0)  # the covariance of the tasks begins at random
+    model = MultiTaskGP(torch.cat([x, tasks.to(x)], dim=-1), y, task_feature=-1)
+    return _step_of(model, list(model.train_inputs))  # its noise depends on the task
+
+
+def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> tuple[Callable[[], torch.Tensor], Callable]:
     mll = ExactMarginalLogLikelihood(model.likelihood, model)
     mll.train()
 
     def step() -> torch.Tensor:
         model.zero_grad()
-        loss = -mll(model(*model.train_inputs), model.train_targets)
+        loss = -mll(model(*model.train_inputs), model.train_targets, *params)
         loss.backward()
         return loss.detach()
 
@@ -112,12 +126,25 @@ def _log_ei(case: Case) -> LogExpectedImprovement:
 
 
 def _acquisition(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    log_ei = _log_ei(case)
     points, _ = _observations(case)
-    points = (points[:CANDIDATES].unsqueeze(1) + 0.01).requires_grad_(True)
+    return _gradient_of(_log_ei(case), points[:CANDIDATES].unsqueeze(1))
+
+
+def _sampled(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    x, y = _observations(case)
+    sampler = SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
+    q_log_ei = qLogExpectedImprovement(SingleTaskGP(x, y).eval(), best_f=y.max(), sampler=sampler)
+    points = torch.stack([x.roll(i, dims=0)[:CANDIDATES] for i in range(TOGETHER)], dim=1)
+    return _gradient_of(q_log_ei, points)
+
+
+def _gradient_of(
+    acquisition: AcquisitionFunction, points: torch.Tensor
+) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+    points = (points + 0.01).requires_grad_(True)
 
     def evaluate() -> torch.Tensor:
-        value = log_ei(points)
+        value = acquisition(points)
         (gradient,) = torch.autograd.grad(value.sum(), points)
         return torch.cat([value.detach(), gradient.reshape(-1)]).double().cpu()
 
@@ -174,7 +201,15 @@ def _candidates_apart(case: Case) -> float:
     return apart
 
 
-TASKS = {STEP: _step, ACQUISITION: _acquisition, FIT: _fit, OPTIMIZE: _optimize, LOOP: _loop}
+TASKS = {
+    STEP: _step,
+    STEP_OF_TASKS: _step_of_tasks,
+    ACQUISITION: _acquisition,
+    SAMPLED: _sampled,
+    FIT: _fit,
+    OPTIMIZE: _optimize,
+    LOOP: _loop,
+}
 
 
 def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
