@@ -290,22 +290,27 @@ def errors_in_float32(case: str, noise: float, seed: int, spread: float = 1.0, n
     return torch.tensor(errors[0]), torch.tensor(errors[1])
 
 
+def assert_no_further(errors: list[tuple[Tensor, Tensor]]) -> None:
+    """The geometric mean of the errors' ratios is at most 1, but for chance: for four standard errors of its logarithm.
+
+    One rounding error says little, and where a gradient all but vanishes it is a large share of it.
+    """
+    on, off = (torch.stack(each).clamp_min(1e-9).log() for each in zip(*errors, strict=True))
+    ratios = on - off
+    chance = 4 * ratios.std(0) / len(errors) ** 0.5
+    assert (ratios.mean(0) <= chance).all(), f"{ratios.mean(0).exp().tolist()}, by chance {chance.exp().tolist()}"
+
+
 @pytest.mark.parametrize("noise", [1e-1, 1e-3])
 @pytest.mark.parametrize("case", FLOAT32)
 def test_float32_is_no_further_from_float64_than_upstream(case: str, noise: float) -> None:
-    # One rounding error says little, and where a gradient all but vanishes it is a large share; the geometric mean over
-    # many seeds says something.
-    on, off = zip(*[errors_in_float32(case, noise, seed) for seed in range(200)], strict=True)
-    ours, theirs = (torch.stack(errors).clamp_min(1e-9).log().mean(0).exp() for errors in (on, off))
-    assert (ours <= 1.3 * theirs).all(), f"{ours.tolist()} against {theirs.tolist()}"
+    assert_no_further([errors_in_float32(case, noise, seed) for seed in range(200)])
 
 
 @pytest.mark.parametrize(("n", "num_seeds"), [(150, 40), (400, 20)])
 @pytest.mark.parametrize("case", ["rbf", "rbf ard", "matern 5/2", "scaled"])
 def test_float32_of_many_points_is_no_further_from_float64_than_upstream(case: str, n: int, num_seeds: int) -> None:
-    on, off = zip(*[errors_in_float32(case, 0.1, seed, n=n) for seed in range(num_seeds)], strict=True)
-    ours, theirs = (torch.stack(errors).clamp_min(1e-9).log().mean(0).exp() for errors in (on, off))
-    assert (ours <= 1.6 * theirs).all(), f"{ours.tolist()} against {theirs.tolist()}"
+    assert_no_further([errors_in_float32(case, 0.1, seed, n=n) for seed in range(num_seeds)])
 
 
 @pytest.mark.parametrize("case", ["rbf ard", "matern 5/2", "scaled"])

@@ -85,9 +85,10 @@ def test_prediction_matches_upstream(kernel: str, shape: tuple, fast_pred_var: b
 @pytest.mark.parametrize("num_train", [1, 2])
 @pytest.mark.parametrize("num_test", [1, 40])
 def test_few_points_match_upstream(num_train: int, num_test: int) -> None:
-    model = model_of(KERNELS["rbf ard"](), num_train)
-    # Samples have the root of a rounding error in them where the covariance is singular but for rounding.
-    both(lambda: everything(model, inputs(num_test, D, seed=5)), model, rtol=1e-6)
+    # A rougher kernel: of a smooth one points so near have a covariance that is singular but for rounding, and samples
+    # have the root of it in them.
+    model = model_of(k.ScaleKernel(k.MaternKernel(1.5, ard_num_dims=D)), num_train)
+    both(lambda: everything(model, inputs(num_test, D, seed=5)), model)
 
 
 def test_training_inputs_among_test_inputs_match_upstream() -> None:
