@@ -32,8 +32,8 @@ def explained_covariance(cross: Tensor, factor: Factor, is_diagonal: bool) -> Te
     :param is_diagonal: Whether the diagonal is wanted.
     :return: The matrix (... x M x M) or its diagonal (... x M).
     """
-    has_one_gradient = torch.is_grad_enabled() and not any(block.requires_grad for block in factor.blocks)
-    if has_one_gradient and cross.requires_grad and not is_transformed():
+    is_constant = not any(block.requires_grad for block in factor.blocks)
+    if torch.is_grad_enabled() and cross.requires_grad and is_constant and not is_transformed():
         return ExplainedCovariance.apply(cross, factor, is_diagonal)
     return _explain(factor.half_solve(cross.mT), is_diagonal)
 

@@ -208,14 +208,15 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
             return super().exact_prediction(test_mean, *evaluated)
         prior, cross = unevaluated(test_test_covar, test_train_covar)
         blocks, rows_of = row_blocks_of_tests(cross.shape, self.num_train), cross.to_dense
-        if isinstance(cross, ClosedForm):
-            cross.terms.hold(with_cols=len(blocks) > 1)  # an optimizer may step before the covariance is read
+        is_covariance_read = settings.skip_posterior_variances.off()
+        if is_covariance_read and isinstance(cross, ClosedForm):
+            cross.terms.hold(with_cols=len(blocks) > 1)  # an optimizer may step before it is read
         if len(blocks) == 1:
             rows_of = functools.partial(_rows, rows_of())
         alpha = self.mean_cache
         explained = [_times_vector(rows_of(rows), alpha) for rows in blocks]
         mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
-        if settings.skip_posterior_variances.on():
+        if not is_covariance_read:
             return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None

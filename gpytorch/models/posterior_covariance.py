@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _upstream
 from ..functions.explained_covariance import explained_covariance
-from ..utils.memoize import cached
+from ..utils.memoize import add_to_cache, cached
 from .cholesky_factor import CholeskyFactor
 
 _upstream_matmul = DiagLinearOperator.matmul
@@ -74,6 +74,23 @@ class LazyCovariance(LinearOperator):
     def requires_grad(self) -> bool:
         return self.to_dense().requires_grad
 
+    @requires_grad.setter
+    def requires_grad(self, val: bool) -> None:
+        self._set_requires_grad(val)
+
+    def _set_requires_grad(self, val: bool) -> None:
+        covar = self.evaluate_kernel()
+        covar._set_requires_grad(val)
+        self._become(covar)
+
+    def detach_(self) -> LinearOperator:
+        self._become(self.evaluate_kernel().detach())
+        return self
+
+    def _become(self, covar: LinearOperator) -> None:
+        add_to_cache(self, "kernel_eval", covar)
+        self._diagonal = covar.diagonal  # and no longer what it would be computed from
+
     def diagonal(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
         """See upstream's, which looks at the shape first."""
         is_whole = offset == 0 and {dim1, dim2} == {-2, -1}
@@ -100,6 +117,12 @@ class LazyCovariance(LinearOperator):
     def to(self, *args: Any, **kwargs: Any) -> LinearOperator:
         return self.evaluate_kernel().to(*args, **kwargs)
 
+    def cpu(self) -> LinearOperator:
+        return self.evaluate_kernel().cpu()
+
+    def cuda(self, device_id: str | None = None) -> LinearOperator:
+        return self.evaluate_kernel().cuda(device_id)
+
     def type(self, dtype: torch.dtype) -> LinearOperator:
         return self.evaluate_kernel().type(dtype)
 
@@ -107,12 +130,24 @@ class LazyCovariance(LinearOperator):
         return self.evaluate_kernel()._matmul(rhs)
 
     def takes_scale(self, scale: Tensor | LinearOperator) -> bool:
-        """Return whether the product with a diagonal matrix needs no broadcasting."""
-        return type(scale) is DiagLinearOperator and scale._diag.shape == self._shape[:-1]
+        """Return whether the product with a diagonal matrix needs no broadcasting and no other dtype."""
+        return (
+            isinstance(scale, DiagLinearOperator)
+            and scale._diag.shape == self._shape[:-1]
+            and scale._diag.dtype is self.dtype
+        )
+
+    def scaled(self, left: Tensor | None, right: Tensor | None) -> ScaledCovariance:
+        """Return the product with diagonal matrices on both sides, as lazy as the matrix.
+
+        :param left: The diagonal of the one on the left (... x M); None for none there.
+        :param right: Likewise on the right.
+        """
+        raise NotImplementedError
 
     def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
-        """See upstream's. A product with a diagonal matrix is as lazy as the matrix."""
-        return ScaledCovariance(None, self, other._diag) if self.takes_scale(other) else super().matmul(other)
+        """See upstream's."""
+        return self.scaled(None, other._diag) if self.takes_scale(other) else super().matmul(other)
 
     def _getitem(self, row_index, col_index, *batch_indices) -> LinearOperator:
         return self.evaluate_kernel()._getitem(row_index, col_index, *batch_indices)
@@ -167,7 +202,10 @@ class PosteriorCovariance(LazyCovariance):
             return DenseLinearOperator(self._diagonal().unsqueeze(-1))
         with torch.set_grad_enabled(self._is_grad_enabled):
             covar = self.prior.to_dense() - explained_covariance(self.cross(None), self.factor, is_diagonal=False)
-            return DenseLinearOperator(covar.expand(self._shape))
+            return DenseLinearOperator(covar if covar.shape == self._shape else covar.expand(self._shape))
+
+    def scaled(self, left: Tensor | None, right: Tensor | None) -> ScaledCovariance:
+        return ScaledCovariance(left, self, right)
 
     def _transpose_nonbatch(self) -> LinearOperator:
         return self
@@ -175,14 +213,15 @@ class PosteriorCovariance(LazyCovariance):
 
 class ScaledCovariance(LazyCovariance):
     r"""
-    :math:`\text{diag}(\mathbf l) \, \boldsymbol \Sigma \, \text{diag}(\mathbf r)`.
+    :math:`\text{diag}(\mathbf l) \, \boldsymbol \Sigma \, \text{diag}(\mathbf r)`: a covariance matrix where both
+    are the same, and a step to one where one of them is still missing.
 
-    :param left: :math:`\mathbf l` (... x M).
+    :param left: :math:`\mathbf l` (... x M); None for ones.
     :param covar: :math:`\boldsymbol \Sigma` (... x M x M).
-    :param right: :math:`\mathbf r` (... x M).
+    :param right: :math:`\mathbf r` (... x M); None for ones.
     """
 
-    def __init__(self, left: Tensor | None, covar: LazyCovariance, right: Tensor | None):
+    def __init__(self, left: Tensor | None, covar: PosteriorCovariance, right: Tensor | None):
         super().__init__(covar.shape, *covar._args)
         self.left, self.covar, self.right = left, covar, right
 
@@ -204,8 +243,16 @@ class ScaledCovariance(LazyCovariance):
                 matrix = matrix * self.right.unsqueeze(-2)
             return DenseLinearOperator(matrix)
 
+    def scaled(self, left: Tensor | None, right: Tensor | None) -> ScaledCovariance:
+        with torch.set_grad_enabled(self._is_grad_enabled):
+            return ScaledCovariance(_product(self.left, left), self.covar, _product(self.right, right))
+
     def _transpose_nonbatch(self) -> LinearOperator:
         return ScaledCovariance(self.right, self.covar, self.left)
+
+
+def _product(scale: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if scale is None else scale if other is None else scale * other
 
 
 @_upstream.replaces(DiagLinearOperator)
@@ -215,5 +262,5 @@ def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
     it at every prediction.
     """
     if isinstance(other, LazyCovariance) and other.takes_scale(self):
-        return ScaledCovariance(self._diag, other, None)
+        return other.scaled(self._diag, None)
     return _upstream_matmul(self, other)

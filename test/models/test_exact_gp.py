@@ -14,7 +14,7 @@ from botorch.models import MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
-from linear_operator.operators import DiagLinearOperator
+from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
 from gpytorch import kernels as k
@@ -470,8 +470,10 @@ def test_products_with_diagonal_matrices_match_upstream(scale: str, batch: tuple
         covar = model(x).lazy_covariance_matrix
         diagonal = DiagLinearOperator(scale)
         products = [diagonal @ covar, covar @ diagonal, diagonal @ covar @ diagonal, (diagonal @ covar).mT]
+        products += [(diagonal @ covar @ diagonal).mT, diagonal @ products[2], products[0] @ products[2].mT]
         values = [part for product in products for part in (product.to_dense(), product.diagonal(dim1=-1, dim2=-2))]
         values += [products[2].cholesky().to_dense(), products[0] @ x, products[2][..., :2, :2].to_dense()]
+        values += [x.mT @ products[2], products[2].sum(-2), (products[2] @ x).mT @ products[0]]
         grads = [torch.autograd.grad(value.square().sum(), [x, scale], retain_graph=True) for value in values]
         return [*values, *(grad for pair in grads for grad in pair)]
 
@@ -487,6 +489,49 @@ def test_product_with_diagonal_matrices_is_as_lazy_as_the_covariance(monkeypatch
         product = diagonal @ model(inputs(4, D, seed=5)).lazy_covariance_matrix @ diagonal
     assert product.shape == (4, 4) and product.diagonal().shape == (4,) and not done
     assert product.to_dense().shape == (4, 4) and done
+
+
+def test_product_with_a_diagonal_matrix_of_another_dtype_is_upstreams() -> None:
+    model, found = model_of(KERNELS["rbf ard"]()), []
+    for flag in (False, True):
+        model.prediction_strategy = None
+        with use_torch_tensors(flag), torch.no_grad():
+            covar = model(inputs(4, D, seed=5)).lazy_covariance_matrix
+            found.append((covar @ DiagLinearOperator(torch.ones(4, dtype=torch.float32))).dtype)
+    assert found[0] == found[1]
+
+
+IN_PLACE: dict[str, Callable[[LinearOperator], object]] = {
+    "detached": lambda covar: covar.detach_(),
+    "differentiable": lambda covar: covar.requires_grad_(True),
+    "differentiable by assignment": lambda covar: setattr(covar, "requires_grad", True),
+}
+
+
+@pytest.mark.parametrize("num_test", [1, 4])
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_operator_that_is_changed_in_place_leaves_the_model_alone(change: str, is_scaled: bool, num_test: int) -> None:
+    model = model_of(KERNELS["rbf ard"]())
+    x = inputs(num_test, D, seed=5)
+    diagonal = DiagLinearOperator(1 + torch.arange(num_test, dtype=torch.float64))
+
+    def read() -> list[Tensor]:
+        model.zero_grad()
+        with settings.detach_test_caches(False):
+            with torch.set_grad_enabled(change == "detached"):
+                covar = model(x).lazy_covariance_matrix
+                covar = diagonal @ covar @ diagonal if is_scaled else covar
+                IN_PLACE[change](covar)
+            needs = [covar.requires_grad, covar.to_dense().requires_grad, covar.diagonal().requires_grad]
+            values = [torch.tensor(needs).double(), covar.to_dense(), covar.diagonal(), covar.cpu().to_dense()]
+            variance = model(x).variance
+            assert variance.requires_grad
+            variance.sum().backward()
+            grads = [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
+        return [each.detach().double().clone() for each in (*values, *grads)]
+
+    both(read, model)
 
 
 def test_product_read_first_without_gradients_has_them_as_the_covariance_does() -> None:
