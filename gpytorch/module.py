@@ -77,10 +77,13 @@ def _evaluates(module: torch.nn.Module) -> bool:
 @_upstream.replaces(Module)  # noqa: F821
 def _apply(self, fn, recurse=True):
     """
-    With :class:`gpytorch.settings.use_torch_tensors` on, modules whose tensors all stay what they are, since they have
-    the device and dtype already, are left alone: an acquisition function of BoTorch's asks at every evaluation.
+    With :class:`gpytorch.settings.use_torch_tensors` on, modules whose tensors :meth:`~torch.nn.Module.to` all leaves
+    what they are, since they have the device and dtype already, are left alone: an acquisition function of BoTorch's
+    asks at every evaluation.
     """
-    if settings.use_torch_tensors.on() and recurse and not _makes_new_parameters():
+    # Another function might write to the tensors, or draw numbers: it is not to be tried.
+    is_conversion = _CONVERT is not None and getattr(fn, "__code__", None) is _CONVERT
+    if is_conversion and recurse and settings.use_torch_tensors.on() and not _makes_new_parameters():
         with torch.no_grad():
             if _stays(self, fn):
                 return self
@@ -117,6 +120,9 @@ def _has_one_of(module: torch.nn.Module, name: str, methods: tuple[Callable, ...
     return getattr(type(module), name) in methods and name not in module.__dict__
 
 
+_CODES = torch.nn.Module.to.__code__.co_consts
+# Of the function that `Module.to` hands to `_apply`
+_CONVERT = next((code for code in _CODES if getattr(code, "co_name", None) == "convert"), None)
 _TENSORS = (Tensor, torch.nn.Parameter)
 _TRAINS = (torch.nn.Module.train, _upstream_train, train)
-_APPLIES = (torch.nn.Module._apply, _apply, Interval._apply)
+_APPLIES = (torch.nn.Module._apply, _apply, Interval._apply)  # an Interval's bounds are buffers as well

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
 from both_ways import exact_gp, inputs, loss
-from torch import nn
+from torch import Tensor, nn
 
 import gpytorch
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
@@ -124,7 +126,8 @@ def tensors_of(module: nn.Module) -> list[tuple]:
 
 CONVERSIONS = {
     "same dtype": lambda module: module.to(torch.float32),
-    "other dtype": lambda module: module.double(),
+    "other dtype": lambda module: module.to(torch.float64),
+    "other dtype by name": lambda module: module.double(),
     "there and back": lambda module: module.double().float(),
     "same device": lambda module: module.cpu(),
     "shared memory": lambda module: module.share_memory(),
@@ -167,14 +170,27 @@ def test_new_parameters_are_made_where_torch_is_told_to(name: str) -> None:
     assert kept[0] == kept[1]
 
 
-def test_conversion_to_what_is_asks_once_for_each_tensor_and_assigns_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, asked, assigned = exact_gp(ScaleKernel(RBFKernel()), inputs(5)).model, [], []
-    module.train_inputs = None  # which upstream's ExactGP converts before it looks at its modules
+def test_conversion_to_what_is_assigns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, assigned = exact_gp(ScaleKernel(RBFKernel()), inputs(5)).model, []
     monkeypatch.setattr(nn.Module, "__setattr__", lambda self, name, value: assigned.append(name))
     with use_torch_tensors():
-        module._apply(lambda tensor: asked.append(tensor) or tensor)
-    expected = [*module.parameters(), *module.buffers()]
-    assert assigned == [] and sorted(map(id, asked)) == sorted(map(id, expected))
+        module.to(torch.float64)
+    assert set(assigned) <= {"train_inputs", "train_targets"}  # which upstream's ExactGP converts before its modules
+
+
+@pytest.mark.parametrize("own", [nn.LSTM(2, 2), None], ids=str)
+@pytest.mark.parametrize("function", [lambda tensor: tensor.mul_(2), torch.rand_like])
+def test_function_is_applied_to_each_tensor_once(function: Callable[[Tensor], Tensor], own: nn.Module | None) -> None:
+    module = exact_gp(ScaleKernel(RBFKernel()), inputs(5)).model
+    module.own, asked = deepcopy(own), []  # an LSTM has its own way to apply
+    once = deepcopy(module)
+    for flag, each in ((False, once), (True, module)):
+        torch.manual_seed(0)
+        with use_torch_tensors(flag):
+            each._apply(lambda tensor: asked.append(1) or function(tensor))
+    assert len(asked) % 2 == 0
+    for ours, theirs in zip(module.parameters(), once.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("where", ["class", "instance"])
@@ -195,7 +211,7 @@ def test_modules_own_way_is_theirs(name: str, where: str) -> None:
         setattr(own, name, lambda *args, **options: called.append(args) or original(*args, **options))
     with use_torch_tensors():
         module.eval()
-        module.float()
+        module.to(torch.float32)
     assert len(called) == 1
 
 
