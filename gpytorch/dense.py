@@ -32,7 +32,7 @@ from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
 from .functions.kernel_covariance import KernelCovariance
-from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, of_rows, plain
+from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, is_structured, of_rows, plain
 from .functions.parameters import Parameter
 from .kernels.expression import Terms, write_kernel
 from .kernels.kernel import Kernel
@@ -199,7 +199,7 @@ def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None 
     if not (x1.is_floating_point() and x2.is_floating_point()):  # whole numbers have no mean and no gradient
         return None
     terms = Terms()
-    if not write_kernel(kernel, x1, x2, terms) or terms.is_structured:
+    if not write_kernel(kernel, x1, x2, terms) or is_structured(terms.expression):
         return None
     form = ClosedForm(terms)
     return form if noise is None else form.add_noise((noise, False, None))

@@ -37,6 +37,14 @@ class Bilinear:
         """Return the same between the points of the rows and others."""
         return Bilinear(self.rows, cols, self.covar)
 
+    def hold(self, values: list[Tensor], with_cols: bool) -> None:
+        """Put the covariance of the labels into memory of its own; what stands for the labels is made at every call.
+
+        :param values: The tensors.
+        :param with_cols: Whether the columns are held, too.
+        """
+        self.covar.hold(values, with_cols)
+
     def evaluate(self, values: Sequence[Tensor], rows: Rows = None, cols: Rows = None) -> Tensor:
         """Return a block of the matrix by differentiable operations.
 
@@ -91,6 +99,8 @@ def indicators(labels: Tensor, covar: Tensor) -> Tensor:
 
     :param labels: The labels (... x N).
     :param covar: The covariance of the labels (... x T x T).
+    :raises RuntimeError: If one is not among 0, ..., T - 1.
     """
-    ones = torch.eye(covar.size(-1), dtype=covar.dtype, device=covar.device)
-    return ones.index_select(0, labels.reshape(-1)).view(*labels.shape, -1)
+    size = covar.size(-1)
+    ones = torch.eye(size, dtype=covar.dtype, device=covar.device)
+    return ones.gather(0, labels.reshape(-1, 1).expand(-1, size)).view(*labels.shape, size)

@@ -61,6 +61,21 @@ def of_rows(expression: Expression) -> Expression:
     return [step.with_cols(step.rows) if isinstance(step, Stationary | Bilinear) else step for step in expression]
 
 
+def is_structured(expression: Expression) -> bool:
+    """Return whether upstream keeps a structure that the matrix has: a covariance of labels is interpolated, a product
+    with a dense matrix is dense, a sum keeps what its parts have."""
+    stack: list[bool] = []
+    for step in expression:
+        if type(step) is Stationary:
+            stack.append(False)
+        elif type(step) is Bilinear:
+            stack.append(True)
+        elif type(step) is not Parameter:
+            parts = stack.pop(), stack.pop()
+            stack.append(all(parts) if step is Node.PRODUCT else any(parts))
+    return stack.pop()
+
+
 class KernelMatrix:
     """An expression and its tensors.
 

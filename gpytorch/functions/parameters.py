@@ -34,10 +34,11 @@ class Parameter:
         value = softplus(value)
         return value if self.lower_bound is None else value + self.lower_bound
 
-    def hold(self, values: list[Tensor]) -> None:
+    def hold(self, values: list[Tensor], with_cols: bool = False) -> None:
         """Put the parameter itself among the tensors, in memory of its own.
 
         :param values: The tensors.
+        :param with_cols: As for a matrix; a parameter has no columns.
         """
         values[self.slot] = self.of(values) if self.is_raw else values[self.slot].clone()
         self.is_raw, self.lower_bound = False, None

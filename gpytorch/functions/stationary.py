@@ -58,6 +58,18 @@ class Stationary:
         slots = self.rows, self.cols
         return slots if self.lengthscale is None else (*slots, self.lengthscale.slot)
 
+    def hold(self, values: list[Tensor], with_cols: bool) -> None:
+        """Put the inputs and the parameters into memory of their own.
+
+        :param values: The tensors.
+        :param with_cols: Whether the inputs of the columns are held, too.
+        """
+        for slot in {self.rows, self.cols} if with_cols else (self.rows,):
+            values[slot] = values[slot].clone()
+        for parameter in (self.lengthscale, self.shape, self.scale):
+            if parameter is not None:
+                parameter.hold(values)
+
     def with_cols(self, cols: int) -> Stationary:
         """Return the same kernel between the inputs of the rows and others."""
         return Stationary(self.profile, self.rows, cols, self.lengthscale, self.shape, self.scale)

@@ -33,17 +33,15 @@ class Terms:
     :ivar batch_shapes: Their batch shapes.
     :ivar row_slots: Where the inputs of the rows stand among them.
     :ivar matrix_shape: The number of rows and of columns.
-    :ivar is_structured: Whether upstream would keep the structure of the last matrix, rather than make it dense.
     """
 
-    __slots__ = ("batch_shapes", "expression", "is_structured", "matrix_shape", "row_slots", "values")
+    __slots__ = ("batch_shapes", "expression", "matrix_shape", "row_slots", "values")
 
     def __init__(self) -> None:
         self.expression: list[Step] = []
         self.values: list[Tensor] = []
         self.batch_shapes: set[torch.Size] = set()
         self.row_slots: list[int] = []
-        self.is_structured = False
 
     def add(self, tensor: Tensor, event_dim: int) -> int:
         """Add a tensor, and return where it stands.
@@ -62,9 +60,7 @@ class Terms:
         :param event_dim: How many of its dimensions, at the end, are not batch dimensions.
         """
         tensor, is_raw, lower_bound = parameter
-        self.values.append(tensor)
-        self.batch_shapes.add(tensor.shape[: tensor.dim() - event_dim])
-        return Parameter(len(self.values) - 1, is_raw, lower_bound)
+        return Parameter(self.add(tensor, event_dim), is_raw, lower_bound)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -87,18 +83,9 @@ class Terms:
 
         :param with_cols: Whether the inputs of the columns are held, too.
         """
-        values = self.values
         for step in self.expression:
-            if type(step) is Parameter:
-                step.hold(values)
-            elif type(step) is Bilinear:
-                step.covar.hold(values)  # a subclass may keep it; the indicators are made anew
-            elif type(step) is Stationary:
-                for slot in {step.rows, step.cols} if with_cols else (step.rows,):
-                    values[slot] = values[slot].clone()
-                for parameter in (step.lengthscale, step.shape, step.scale):
-                    if parameter is not None:
-                        parameter.hold(values)
+            if not isinstance(step, Node):
+                step.hold(self.values, with_cols)
 
 
 def write_kernel(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> bool:
@@ -134,7 +121,6 @@ def _stationary(
     lengthscale = terms.add_parameter(own, 2)
     shape = None if alpha is None else terms.add_parameter((alpha, False, None), 2)
     terms.expression.append(Stationary(profile, rows, cols, lengthscale, shape))
-    terms.is_structured = False
     return True
 
 
@@ -159,7 +145,6 @@ def _periodic(kernel: PeriodicKernel, x1: Tensor, x2: Tensor, terms: Terms) -> b
     points1 = on_circles(x1)
     rows, cols = terms.add_inputs(points1, points1 if x1 is x2 else on_circles(x2))
     terms.expression.append(Stationary(RBF, rows, cols))
-    terms.is_structured = False
     return True
 
 
@@ -170,7 +155,6 @@ def _index(kernel: IndexKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     rows1 = indicators(x1.squeeze(-1).long(), covar)
     rows, cols = terms.add_inputs(rows1, rows1 if x1 is x2 else indicators(x2.squeeze(-1).long(), covar))
     terms.expression.append(Bilinear(rows, cols, terms.add_parameter((covar, False, None), 2)))
-    terms.is_structured = True  # a covariance that is interpolated
     return True
 
 
@@ -182,7 +166,6 @@ def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
 
 
 def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
-    are_structured = []
     for i, part in enumerate(kernel.kernels):
         x1_, x2_ = x1, x2
         if part.active_dims is not None:
@@ -192,9 +175,6 @@ def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x
             return False
         if i > 0:
             terms.expression.append(node)
-        are_structured.append(terms.is_structured)
-    # A product with a dense matrix is dense; a sum keeps what structure a part has.
-    terms.is_structured = all(are_structured) if node is Node.PRODUCT else any(are_structured)
     return len(kernel.kernels) > 0
 
 

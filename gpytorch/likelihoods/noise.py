@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
@@ -18,13 +16,12 @@ from .hadamard_gaussian_likelihood import HadamardGaussianLikelihood, _check_tas
 from .likelihood import Likelihood
 from .noise_models import Noise, _HomoskedasticNoiseBase
 
-_LIKELIHOODS = (
-    _GaussianLikelihoodBase,
-    GaussianLikelihood,
-    FixedNoiseGaussianLikelihood,
-    HadamardGaussianLikelihood,
-)
-_MARGINALS = {likelihood.marginal for likelihood in _LIKELIHOODS}
+_MARGINALS = {
+    _GaussianLikelihoodBase.marginal,
+    GaussianLikelihood.marginal,
+    FixedNoiseGaussianLikelihood.marginal,
+    HadamardGaussianLikelihood.marginal,
+}
 
 
 def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Unconstrained | None:
@@ -50,20 +47,18 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
             if noise[0].shape[-1:] == (1,):  # more would be of several tasks
                 return noise
         elif shaped is HadamardGaussianLikelihood._shaped_noise_covar:
-            noise = _noise_of_tasks(likelihood, shape, *params[:1])
+            noise = _noise_of_tasks(likelihood, shape, params)
             if noise is not None:
                 return noise, False, None
     diagonal = diagonal_of(likelihood._shaped_noise_covar(shape, *params, **kwargs))
     return None if diagonal is None else (diagonal, False, None)
 
 
-def _noise_of_tasks(
-    likelihood: HadamardGaussianLikelihood, shape: torch.Size, inputs: Tensor | Sequence[Tensor] = ()
-) -> Tensor | None:
+def _noise_of_tasks(likelihood: HadamardGaussianLikelihood, shape: torch.Size, params: tuple) -> Tensor | None:
     # What upstream adds up from an operator for each task, or None where there are no such, or no labels
-    if likelihood.num_tasks == 1 or len(inputs) == 0:
+    if likelihood.num_tasks == 1 or len(params) == 0 or len(params[0]) == 0:
         return None
-    tasks = inputs if torch.is_tensor(inputs) else inputs[0]
+    tasks = params[0] if torch.is_tensor(params[0]) else params[0][0]
     if tasks.size(-1) > 1:
         if likelihood.task_feature_index is None:
             return None
