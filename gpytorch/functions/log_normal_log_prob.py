@@ -31,38 +31,41 @@ class SumOfLogNormals(UntransformedFunction):
         """
         ctx.save_for_backward(*values)
         ctx.parameters, ctx.minus_slopes = parameters, []
-        sums, num_elements = [], 0
+        res, num_elements = None, 0
         for x, (loc, scale) in zip(values, parameters, strict=True):
             log_x, inverse = x.log(), x.reciprocal()
             t = log_x - loc
             standard = t / scale.square()
             ctx.minus_slopes.append(torch.addcmul(inverse, standard, inverse))
             minus = torch.addcmul(log_x + scale.log(), t, standard, value=0.5)
-            sums.append(minus.sum())
+            res = minus.sum() if res is None else res + minus.sum()
             num_elements += minus.numel()
-        return torch.rsub(sum(sums[1:], sums[0]), -num_elements * _LOG_ROOT_2_PI)
+        return torch.rsub(res, -num_elements * _LOG_ROOT_2_PI)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if must_be_differentiable(grad):
-            return None, *grad_of_plain(lambda *values: _plain_sum(values, ctx.parameters), values, needed, grad)
+
+            def plain(*values: Tensor) -> Tensor:
+                return _plain_sum([(x, *pair) for x, pair in zip(values, ctx.parameters, strict=True)])
+
+            return None, *grad_of_plain(plain, values, needed, grad)
         minus = -grad
         slopes = zip(values, ctx.minus_slopes, needed, strict=True)
         return None, *((minus * slope).sum_to_size(x.shape) if need else None for x, slope, need in slopes)
 
 
-def sum_of_log_normals(values: Sequence[Tensor], parameters: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def sum_of_log_normals(terms: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """
     Computes the sum of the log densities of several tensors' elements.
 
-    :param values: The positive values.
-    :param parameters: For each, mean and standard deviation of the logarithm, which broadcast with it.
+    :param terms: For each tensor the arguments of :func:`log_normal_log_prob`.
     :return: The sum, a scalar.
     """
-    if is_transformed() or any(parameter.requires_grad for pair in parameters for parameter in pair):
-        return _plain_sum(values, parameters)
-    return SumOfLogNormals.apply(parameters, *values)
+    if is_transformed() or any(loc.requires_grad or scale.requires_grad for _, loc, scale in terms):
+        return _plain_sum(terms)
+    return SumOfLogNormals.apply([(loc, scale) for _, loc, scale in terms], *(x for x, _, _ in terms))
 
 
 def log_normal_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -82,5 +85,5 @@ def log_normal_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -((log_x - loc).square() / (2 * scale.square())) - scale.log() - _LOG_ROOT_2_PI - log_x
 
 
-def _plain_sum(values: Sequence[Tensor], parameters: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return sum(log_normal_log_prob(x, *pair).sum() for x, pair in zip(values, parameters, strict=True))
+def _plain_sum(terms: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    return sum(log_normal_log_prob(*term).sum() for term in terms)

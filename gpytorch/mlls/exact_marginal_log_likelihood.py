@@ -14,7 +14,7 @@ from ..distributions import MultivariateNormal
 from ..functions.log_normal_log_prob import sum_of_log_normals
 from ..module import Module
 from ..priors import LogNormalPrior, Prior
-from ..priors.log_normal import log_normal_value
+from ..priors.log_normal import log_normal_arguments
 
 _upstream.extend(__name__)
 
@@ -64,15 +64,13 @@ def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
 
 def _add_log_probs(res: Tensor, terms: list[tuple[Prior, Tensor]]) -> Tensor:
     # Those of log normal priors, which every BoTorch model has two of, in one autograd node
-    values: list[Tensor] = []
-    parameters: list[tuple[Tensor, Tensor]] = []
+    log_normals: list[tuple[Tensor, Tensor, Tensor]] = []
     for prior, value in terms:
         if getattr(prior.log_prob, "__func__", None) is LogNormalPrior.log_prob and isinstance(value, Tensor):
-            values.append(log_normal_value(prior, value))
-            parameters.append((prior.base_dist.loc, prior.base_dist.scale))
+            log_normals.append(log_normal_arguments(prior, value))
         else:
             res = res.add(prior.log_prob(value).sum())
-    return res.add(sum_of_log_normals(values, parameters)) if values else res
+    return res.add(sum_of_log_normals(log_normals)) if log_normals else res
 
 
 def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_terms: list) -> None:

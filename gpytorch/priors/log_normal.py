@@ -1,4 +1,4 @@
-"""At what a log normal prior's density is taken."""
+"""What a log normal prior's density is made of."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from .prior import Prior
 
 
-def log_normal_value(prior: Prior, x: Tensor) -> Tensor:
-    """Return the prior's transform of a tensor.
+def log_normal_arguments(prior: Prior, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the prior's transform of a tensor, and mean and standard deviation of its logarithm.
 
     :param prior: A log normal prior.
     :param x: The tensor.
@@ -17,6 +17,8 @@ def log_normal_value(prior: Prior, x: Tensor) -> Tensor:
     """
     x = prior.transform(x)
     # torch.vmap lets `_is_all_true` decide, which torch's own validation asks, and not `all`.
-    if prior._validate_args and (prior._batch_shape or not torch._is_all_true(torch.gt(x, 0))):
+    if prior._validate_args and (
+        prior._batch_shape or not isinstance(x, Tensor) or not torch._is_all_true(torch.gt(x, 0))
+    ):
         prior._validate_sample(x)  # which also looks at the shapes, and says what is wrong
-    return x
+    return x, prior.base_dist.loc, prior.base_dist.scale

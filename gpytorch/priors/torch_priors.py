@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import _upstream, settings
 from ..functions.log_normal_log_prob import log_normal_log_prob
-from .log_normal import log_normal_value
+from .log_normal import log_normal_arguments
 
 _upstream.extend(__name__)
 
@@ -18,4 +18,4 @@ def log_prob(self, x: Tensor) -> Tensor:
     """With :class:`gpytorch.settings.use_torch_tensors` on, no transformed distribution is in between."""
     if settings.use_torch_tensors.off() or not isinstance(x, Tensor):
         return _upstream_log_prob(self, x)
-    return log_normal_log_prob(log_normal_value(self, x), self.base_dist.loc, self.base_dist.scale)
+    return log_normal_log_prob(*log_normal_arguments(self, x))
