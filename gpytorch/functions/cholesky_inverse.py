@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
 from linear_operator import settings
 from linear_operator.utils.cholesky import psd_safe_cholesky
@@ -11,13 +14,24 @@ from torch.autograd import Function
 from ._transforms import is_transformed, is_vmapped
 from .stationary import add_product_
 
+
+def _is_intels() -> bool:
+    # Whether the processor is one of Intel's; `platform` knows only its architecture on Linux.
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return "GenuineIntel" in platform.processor()
+    with cpuinfo.open() as lines:
+        return "GenuineIntel" in lines.read(1024)
+
+
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
 # from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
 _BLOCKED_FROM = 1024
-# For small matrices potri is slow, in batches above all, and on several threads slower than on one.
-# L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
+# For small matrices potri is slow, in batches above all, and on Intel's processors slower on several threads than on
+# one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time; on
+# AMD's, up to twice as long.
 _PRODUCT_UP_TO = 64
-_PRODUCT_ON_THREADS_UP_TO = 256
+_PRODUCT_ON_THREADS_UP_TO = 256 if _is_intels() else _PRODUCT_UP_TO
 # The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
 # precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
 _PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 from gpytorch.functions.cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run on so many threads, of which the way to the inverse depends."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+@pytest.fixture(params=[(1, 64), (2, 64), (2, 256)], ids=["one thread", "two threads", "two threads of Intel's"])
+def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Run on so many threads, on which, and on the processor, the way to the inverse depends."""
+    before, (number, most) = torch.get_num_threads(), request.param
+    torch.set_num_threads(number)
+    monkeypatch.setattr(import_module("gpytorch.functions.cholesky_inverse"), "_PRODUCT_ON_THREADS_UP_TO", most)
+    yield number
     torch.set_num_threads(before)
 
 
