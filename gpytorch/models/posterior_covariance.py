@@ -143,7 +143,7 @@ class LazyCovariance(LinearOperator):
         :param left: The diagonal of the one on the left (... x M); None for none there.
         :param right: Likewise on the right.
         """
-        raise NotImplementedError
+        return ScaledCovariance(left, self, right)
 
     def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
         """See upstream's."""
@@ -204,9 +204,6 @@ class PosteriorCovariance(LazyCovariance):
             covar = self.prior.to_dense() - explained_covariance(self.cross(None), self.factor, is_diagonal=False)
             return DenseLinearOperator(covar if covar.shape == self._shape else covar.expand(self._shape))
 
-    def scaled(self, left: Tensor | None, right: Tensor | None) -> ScaledCovariance:
-        return ScaledCovariance(left, self, right)
-
     def _transpose_nonbatch(self) -> LinearOperator:
         return self
 
@@ -221,7 +218,7 @@ class ScaledCovariance(LazyCovariance):
     :param right: :math:`\mathbf r` (... x M); None for ones.
     """
 
-    def __init__(self, left: Tensor | None, covar: PosteriorCovariance, right: Tensor | None):
+    def __init__(self, left: Tensor | None, covar: LazyCovariance, right: Tensor | None):
         super().__init__(covar.shape, *covar._args)
         self.left, self.covar, self.right = left, covar, right
 
