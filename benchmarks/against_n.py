@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from . import plot
@@ -25,7 +26,7 @@ def file_name(row: Row, *parts: str) -> str:
     :param parts: What else tells it from other pictures.
     """
     words = [row.case.question, row.case.device.replace(":", ""), row.case.kernel, row.case.dtype, *parts]
-    return "-".join(words).replace(", ", "-").replace(" ", "-") + ".png"
+    return re.sub(r"\W+", "-", " ".join([*words, conditions(row)])) + ".png"
 
 
 def ratio_tables(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: rich")
@@ -39,9 +42,16 @@ def test_a_changed_number_shows(results, tmp_path):
 def test_marker_picks_rows_and_pictures(results, tmp_path):
     picked = readme.rendered(TEXT.replace("uci -->", "uci n=40 -->"), results, results, tmp_path)
     assert "| iris | 40 |" in picked and "| iris | 20 |" not in picked
-    pictures = readme.rendered(TEXT.replace("uci -->", "uci pictures -->"), results, results, tmp_path)
-    assert "![](results/uci-cpu-rbf-float64.png)" in pictures
-    assert (results / "uci-cpu-rbf-float64.png").exists()
+
+
+@pytest.mark.parametrize("cpus", [["Z80"], ["Z80", "AMD EPYC"]])
+def test_each_machine_has_a_picture_of_its_own(results, tmp_path, cpus):
+    rows = [replace(row, machine={**row.machine, "cpu": cpu}) for cpu in cpus for row in make_rows()]
+    record.write(results / "uci.json", rows)
+    text = readme.rendered(TEXT.replace("uci -->", "uci pictures -->"), results, results, tmp_path)
+    names = re.findall(r"!\[\]\(results/(.*?)\)", text)
+    assert len(set(names)) == len(names) == len(cpus)
+    assert all((results / name).exists() for name in names)
 
 
 @pytest.mark.parametrize(
