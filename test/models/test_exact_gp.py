@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 
@@ -452,6 +453,19 @@ def test_test_inputs_of_another_type_are_taken_to_that_of_the_training_inputs(
             return [prediction.mean, prediction.variance, prediction.covariance_matrix]
 
     both(read)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_test_point_that_is_not_finite_spoils_no_other(value: float) -> None:
+    model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5)
+    with use_torch_tensors(), torch.no_grad():
+        expected = [model(x).mean, model(x).variance]
+        x[1, 0] = value
+        spoilt = model(x)
+        prior = torch.stack([model.mean_module(x)[1], model.covar_module.outputscale])
+    for i, (actual, before) in enumerate(zip([spoilt.mean, spoilt.variance], expected, strict=True)):
+        assert_near(actual[[0, 2, 3]], before[[0, 2, 3]])
+        assert actual[1].isnan() if math.isnan(value) else torch.isclose(actual[1], prior[i])
 
 
 SCALES = {
