@@ -54,6 +54,8 @@ class LazyCovariance(LinearOperator):
     :param shape: Its shape (... x M x M).
     """
 
+    _is_lazy = True
+
     def __init__(self, shape: torch.Size, *args: Any):
         # What LinearOperator.__init__ sets
         self._args, self._differentiable_kwargs, self._nondifferentiable_kwargs = args, OrderedDict(), {}
@@ -89,7 +91,7 @@ class LazyCovariance(LinearOperator):
 
     def _become(self, covar: LinearOperator) -> None:
         add_to_cache(self, "kernel_eval", covar)
-        self._diagonal = covar.diagonal  # and no longer what it would be computed from
+        self._diagonal, self._is_lazy = covar.diagonal, False  # it no longer comes from what it was made of
 
     def diagonal(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
         """See upstream's, which looks at the shape first."""
@@ -130,9 +132,10 @@ class LazyCovariance(LinearOperator):
         return self.evaluate_kernel()._matmul(rhs)
 
     def takes_scale(self, scale: Tensor | LinearOperator) -> bool:
-        """Return whether the product with a diagonal matrix needs no broadcasting and no other dtype."""
+        """Return whether the product with a diagonal matrix can be lazy: it needs no broadcasting, no other dtype."""
         return (
-            isinstance(scale, DiagLinearOperator)
+            self._is_lazy
+            and isinstance(scale, DiagLinearOperator)
             and scale._diag.shape == self._shape[:-1]
             and scale._diag.dtype is self.dtype
         )

@@ -537,8 +537,9 @@ def test_operator_that_is_changed_in_place_leaves_the_model_alone(change: str, i
                 covar = model(x).lazy_covariance_matrix
                 covar = diagonal @ covar @ diagonal if is_scaled else covar
                 IN_PLACE[change](covar)
-            needs = [covar.requires_grad, covar.to_dense().requires_grad, covar.diagonal().requires_grad]
-            values = [torch.tensor(needs).double(), covar.to_dense(), covar.diagonal(), covar.cpu().to_dense()]
+            product = (diagonal @ covar).to_dense()
+            needs = [each.requires_grad for each in (covar, covar.to_dense(), covar.diagonal(), product)]
+            values = [product, torch.tensor(needs).double(), covar.to_dense(), covar.diagonal(), covar.cpu().to_dense()]
             variance = model(x).variance
             assert variance.requires_grad
             variance.sum().backward()
