@@ -225,13 +225,11 @@ class ScaledCovariance(LazyCovariance):
         super().__init__(covar.shape, *covar._args)
         self.left, self.covar, self.right = left, covar, right
 
-    @cached(name="scaled_diagonal")
     def _diagonal(self) -> Tensor:
-        with torch.set_grad_enabled(self._is_grad_enabled):
-            diagonal = self.covar._diagonal()
-            for scale in (self.left, self.right):
-                diagonal = diagonal if scale is None else diagonal * scale
-            return diagonal
+        diagonal = self.covar._diagonal()
+        for scale in (self.left, self.right):
+            diagonal = diagonal if scale is None else diagonal * scale
+        return diagonal
 
     @cached(name="kernel_eval")
     def evaluate_kernel(self) -> LinearOperator:

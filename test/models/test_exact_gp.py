@@ -549,13 +549,29 @@ def test_operator_that_is_changed_in_place_leaves_the_model_alone(change: str, i
     both(read, model)
 
 
-def test_product_read_first_without_gradients_has_them_as_the_covariance_does() -> None:
-    model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5).requires_grad_()
-    diagonal = DiagLinearOperator(torch.ones(4, dtype=torch.float64))
-    with use_torch_tensors():
-        product = diagonal @ model(x).lazy_covariance_matrix
-    with torch.no_grad():
-        assert product.diagonal().requires_grad and product.to_dense().requires_grad
+def test_diagonal_of_a_product_read_first_without_gradients_is_what_upstreams_is() -> None:
+    def read() -> list[Tensor]:
+        model, x = model_of(KERNELS["rbf ard"]()), inputs(4, D, seed=5).requires_grad_()
+        diagonal = DiagLinearOperator(torch.ones(4, dtype=torch.float64))
+        product = diagonal @ model(x).lazy_covariance_matrix @ diagonal
+        with torch.no_grad():
+            needs = [product.diagonal().requires_grad]
+        needs.append(product.diagonal().requires_grad)
+        return [torch.tensor(needs).double(), torch.autograd.grad(product.diagonal().sin().sum(), x)[0]]
+
+    both(read)
+
+
+def test_variance_of_untransformed_outcomes_may_be_written_to() -> None:
+    def read() -> list[Tensor]:
+        x = inputs(N, D)
+        model = SingleTaskGP(x, targets(x).unsqueeze(-1), outcome_transform=Standardize(1)).eval()
+        with torch.no_grad():
+            posterior = model.posterior(inputs(4, D, seed=5))
+            posterior.variance.add_(1.0)
+            return [posterior.variance, posterior.distribution.stddev, posterior.distribution.covariance_matrix]
+
+    both(read)
 
 
 def test_untransformed_outcomes_of_botorch_build_no_matrix_for_a_variance(monkeypatch: pytest.MonkeyPatch) -> None:
