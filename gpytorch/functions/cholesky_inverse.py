@@ -25,13 +25,14 @@ def _is_intels() -> bool:
 
 
 # LAPACK's potri reaches about two thirds of the rate of a matrix product. From this size on the inverse is put together
-# from the inverses of diagonal blocks by matrix products: a quarter more operations, at the full rate.
-_BLOCKED_FROM = 1024
-# For small matrices potri is slow, in batches above all, and on Intel's processors slower on several threads than on
-# one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time; on
-# AMD's, up to twice as long.
-_PRODUCT_UP_TO = 64
-_PRODUCT_ON_THREADS_UP_TO = 256 if _is_intels() else _PRODUCT_UP_TO
+# from the inverses of diagonal blocks by matrix products: a tenth more operations, at the full rate.
+_BLOCKED_FROM = 768
+# So many rows of a symmetric product are computed at a time, from the diagonal on.
+_SYMMETRIC_ROWS = 256
+# For small matrices potri is slow on Intel's processors, in batches above all, and slower on several threads than on
+# one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
+# On AMD's that takes up to four times as long as potri.
+_PRODUCT_UP_TO, _PRODUCT_ON_THREADS_UP_TO = (64, 256) if _is_intels() else (0, 0)
 # The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
 # precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
 _PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
@@ -58,7 +59,10 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     _invert_block_(upper_left)
     _invert_block_(lower_right)
     torch.mm(lower_right, y, out=lower_left).neg_()
-    upper_left.addmm_(y.mT, lower_left, alpha=-1)
+    for start in range(0, half, _SYMMETRIC_ROWS):
+        rows, beyond = slice(start, start + _SYMMETRIC_ROWS), slice(start + _SYMMETRIC_ROWS, None)
+        upper_left[rows, start:].addmm_(y[:, rows].mT, lower_left[:, start:], alpha=-1)
+        upper_left[beyond, rows] = upper_left[rows, beyond].mT
     factor[:half, half:] = lower_left.mT
     return factor
 

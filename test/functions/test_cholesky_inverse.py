@@ -13,12 +13,17 @@ from torch import Tensor
 from gpytorch.functions.cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 
 
-@pytest.fixture(params=[(1, 64), (2, 64), (2, 256)], ids=["one thread", "two threads", "two threads of Intel's"])
+@pytest.fixture(
+    params=[(number, most) for most in ((64, 256), (0, 0)) for number in (1, 2)],
+    ids=["one thread of Intel's", "two threads of Intel's", "one thread", "two threads"],
+)
 def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Run on so many threads, on which, and on the processor, the way to the inverse depends."""
-    before, (number, most) = torch.get_num_threads(), request.param
+    before, (number, (most, most_on_threads)) = torch.get_num_threads(), request.param
     torch.set_num_threads(number)
-    monkeypatch.setattr(import_module("gpytorch.functions.cholesky_inverse"), "_PRODUCT_ON_THREADS_UP_TO", most)
+    module = import_module("gpytorch.functions.cholesky_inverse")
+    monkeypatch.setattr(module, "_PRODUCT_UP_TO", most)
+    monkeypatch.setattr(module, "_PRODUCT_ON_THREADS_UP_TO", most_on_threads)
     yield number
     torch.set_num_threads(before)
 
@@ -31,7 +36,7 @@ def factor_of(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 # Either side of the sizes at which the way changes
-SIZES = [1, 2, 64, 65, 128, 129, 192, 193, 256, 257, 700, 701, 1024, 1100]
+SIZES = [1, 2, 64, 65, 128, 129, 192, 193, 256, 257, 767, 768, 1100, 1600]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
