@@ -96,7 +96,7 @@ class Stationary:
         if lengthscale.size(-1) < x.size(-1):
             squared = squared.sum(-3, keepdim=True)
         shape, of_distance = self.shape and self.shape.of(values), self.profile.of_distance
-        distance = torch.matmul(precision if of_distance else precision * -0.5, squared.flatten(-2))
+        distance = torch.matmul(precision if of_distance else precision * self.profile.unit, squared.flatten(-2))
         distance = distance.view(*distance.shape[:-2], x.size(-2), x.size(-2))
         if of_distance:
             distance.clamp_min_(TINY**2).sqrt_()
@@ -256,22 +256,22 @@ class BoundStationary:
         return *self.kernel.profile.block(self.distance(rows, cols), self.shape), self.weight, None
 
     def distance(self, rows: Rows, cols: Rows) -> Tensor:
-        """Return a block of the distances, or of minus half their squares if the profile takes these.
+        """Return a block of the distances, or of their squares in the profile's unit if it takes these.
 
         :param rows: The block's rows.
         :param cols: The block's columns.
         """
         z1, z2 = self.scaled_inputs()
         z1, z2 = _take(z1, rows), _take(z2, cols)
-        of_distance = self.kernel.profile.of_distance
+        of_distance, unit = self.kernel.profile.of_distance, self.kernel.profile.unit
         is_small = z1.numel() * z2.size(-2) <= differences.FEW
         if of_distance and (is_small or not self.is_square):
             return torch.cdist(z1, z2, compute_mode=_CDIST[is_small]).clamp_min_(TINY)
         if is_small:
-            return (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square_().sum(-1).mul_(-0.5)
+            return (z1.unsqueeze(-2) - z2.unsqueeze(-3)).square_().sum(-1).mul_(unit)
         left, right = self.extended_inputs()
         left, right = _take(left, rows), _take(right, cols)
-        res = torch.matmul(left * -2 if of_distance else left, right.mT)
+        res = _product(left, right.mT, -2 if of_distance else -2 * unit)
         if self.is_square:
             _diagonal_of(res, rows, cols).zero_()
         return res.clamp_min_(TINY**2).sqrt_() if of_distance else res.clamp_max_(0)
@@ -315,7 +315,7 @@ class BoundStationary:
             # sum_ij W_ij r^2_ij itself: taken apart over the inputs, it is a difference of larger sums.
             of_distance, distance = kernel.profile.of_distance, self.distance(rows, cols)
             total = _sum(w * (distance.square_() if of_distance else distance))[..., None, None]
-            total.mul_(-2 * c if of_distance else 4 * c)
+            total.mul_(-2 * c if of_distance else -2 * c / kernel.profile.unit)
             total = total / self.lengthscale if weight is None else total * weight / self.lengthscale
             cotangents.add_of(lengthscale, total)
             lengthscale_needed = False
@@ -360,6 +360,12 @@ def add_product_(target: Tensor, left: Tensor, right: Tensor, beta: float = 1, a
     if target.dim() == 3 and left.shape[:-2] == right.shape[:-2] == target.shape[:-2]:
         return target.baddbmm_(left, right, beta=beta, alpha=alpha)
     return (target if beta == 1 else target.mul_(beta)).add_(left @ right, alpha=alpha)
+
+
+def _product(left: Tensor, right: Tensor, alpha: float) -> Tensor:
+    if left.dim() > 3 or left.shape[:-2] != right.shape[:-2]:
+        return torch.matmul(left, right).mul_(alpha)
+    return add_product_(left.new_empty(*left.shape[:-1], right.size(-1)), left, right, beta=0, alpha=alpha)
 
 
 def _take(tensor: Tensor, rows: Rows) -> Tensor:
