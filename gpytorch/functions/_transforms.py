@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -20,6 +22,21 @@ class UntransformedFunction(Function):
     def apply(cls, *args: Any) -> Tensor:
         """See :class:`torch.autograd.Function`. What that does for `torch.func` only is left out."""
         return super(Function, cls).apply(*args)
+
+
+def below_autograd(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let nothing in the forward of a Function go by autograd, which has nothing to record there. A small matrix's
+    forward is dozens of operations; it takes a twentieth less of time.
+
+    :param forward: The forward.
+    """
+
+    @wraps(forward)
+    def run(*args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return forward(*args)
+
+    return run
 
 
 def is_transformed() -> bool:

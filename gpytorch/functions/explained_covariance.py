@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
+from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .kernel_covariance import grad_of_plain
 
 
@@ -52,6 +52,7 @@ class ExplainedCovariance(UntransformedFunction):
     # With the cotangent g of the diagonal: dL/dH = 2 H diag(g).
 
     @staticmethod
+    @below_autograd
     def forward(ctx, cross: Tensor, factor: Factor, is_diagonal: bool) -> Tensor:
         half = factor.half_solve(cross.mT)
         ctx.save_for_backward(cross, half)

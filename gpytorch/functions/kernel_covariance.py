@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._transforms import UntransformedFunction, must_be_differentiable
+from ._transforms import UntransformedFunction, below_autograd, must_be_differentiable
 from .kernel_matrix import Expression, KernelMatrix, Record, evaluate, plain
 from .parameters import Cotangents
 
@@ -23,6 +23,7 @@ class KernelCovariance(UntransformedFunction):
     """
 
     @staticmethod
+    @below_autograd
     def forward(ctx, expression: Expression, *values: Tensor) -> Tensor:
         r"""
         :param expression: The covariance matrix in terms of `values`.

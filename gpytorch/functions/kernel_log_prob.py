@@ -17,7 +17,7 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .. import settings
-from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
+from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
 from .kernel_covariance import grad_of_plain, is_graph_kept
@@ -45,6 +45,7 @@ class SmallKernelLogProb(UntransformedFunction):
     # and dL/dK goes on into the kernel. The cotangent of the log density, over -2, is what all that is multiplied by.
 
     @staticmethod
+    @below_autograd
     def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.
@@ -99,6 +100,7 @@ class KernelLogProb(UntransformedFunction):
     # elements on and right of the diagonal, those right of it twice.
 
     @staticmethod
+    @below_autograd
     def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._transforms import UntransformedFunction, is_transformed, must_be_differentiable
+from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .kernel_covariance import grad_of_plain
 
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
@@ -24,6 +24,7 @@ class SumOfLogNormals(UntransformedFunction):
     #   dL/dx = -(t / sigma^2 + 1) / x
 
     @staticmethod
+    @below_autograd
     def forward(ctx, parameters: Sequence[tuple[Tensor, Tensor]], *values: Tensor) -> Tensor:
         """
         :param parameters: Mean and standard deviation of the logarithm, for each of `values`.
