@@ -69,7 +69,7 @@ class SmallKernelLogProb(UntransformedFunction):
         else:
             half = torch.linalg.solve_triangular(factor, rhs, upper=False)
             alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        ctx.gradient = [alpha.mul(2).view_as(residual) if residual_needed else None, *cotangents.sums]
+        ctx.gradient = [(alpha + alpha).view_as(residual) if residual_needed else None, *cotangents.sums]
         return _log_density(half.square().sum((-2, -1)), half_logdet, factor.size(-1))
 
     @staticmethod
