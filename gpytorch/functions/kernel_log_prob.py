@@ -187,8 +187,10 @@ def log_prob(
     return restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
 
 
+@below_autograd
 def factorize(expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor]) -> Tensor:
-    """Return the Cholesky factor of a covariance matrix with noise, in the memory that the matrix was evaluated in.
+    """Return the Cholesky factor of a covariance matrix with noise, in the memory that the matrix was evaluated in and
+    without a gradient.
 
     :param expression: The matrix in terms of `values`.
     :param noises: What the noise on its diagonal is the sum of (each ... x N or ... x 1).

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ._transforms import below_autograd
 from .bilinear import Bilinear
 from .parameters import Cotangents, Parameter
 from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, times
@@ -195,8 +196,9 @@ class KernelMatrix:
                 stack.append((grad * left, times(weight, left_weight)))
 
 
+@below_autograd
 def evaluate(matrix: KernelMatrix) -> Tensor:
-    """Return the whole of a matrix."""
+    """Return the whole of a matrix, without a gradient."""
     return _assemble(matrix, upper=False)
 
 
