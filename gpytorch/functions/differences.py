@@ -20,10 +20,10 @@ def squared_differences(x: Tensor) -> Tensor:
     Return :math:`(x_{id} - x_{jd})^2`.
 
     :param x: The points (... x N x D).
-    :return: The squared differences (... x D x N x N).
+    :return: The squared differences (... x D x N^2).
     """
     coordinates = x.mT.contiguous()  # for those in one coordinate to lie side by side
-    return (coordinates.unsqueeze(-1) - coordinates.unsqueeze(-2)).square_()
+    return (coordinates.unsqueeze(-1) - coordinates.unsqueeze(-2)).square_().flatten(-2)
 
 
 def weighted_sums(weights: Tensor, squared: Tensor) -> Tensor:
@@ -31,13 +31,13 @@ def weighted_sums(weights: Tensor, squared: Tensor) -> Tensor:
     Return :math:`\sum_{ij} W_{ij} D_{dij}`.
 
     :param weights: :math:`\mathbf W` (... x N x N).
-    :param squared: The squared differences (... x D x N x N).
+    :param squared: The squared differences (... x D x N^2).
     :return: The sums (... x 1 x D).
     """
     # A product takes one long sum, which in single precision loses a digit; sums in pairs need memory for all terms.
     if weights.dtype is torch.float64:
-        return torch.matmul(squared.flatten(-2), weights.reshape(*weights.shape[:-2], -1, 1)).mT
-    return (squared * weights.unsqueeze(-3)).sum((-2, -1)).unsqueeze(-2)
+        return torch.matmul(squared, weights.reshape(*weights.shape[:-2], -1, 1)).mT
+    return (squared * weights.reshape(*weights.shape[:-2], 1, -1)).sum(-1).unsqueeze(-2)
 
 
 def centered(x: Tensor) -> tuple[Tensor, Tensor]:

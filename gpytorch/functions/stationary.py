@@ -94,9 +94,9 @@ class Stationary:
         of = differences.remembered_squared_differences if again else differences.squared_differences
         squared, precision = of(x), lengthscale.pow(-2)
         if lengthscale.size(-1) < x.size(-1):
-            squared = squared.sum(-3, keepdim=True)
+            squared = squared.sum(-2, keepdim=True)
         shape, of_distance = self.shape and self.shape.of(values), self.profile.of_distance
-        distance = torch.matmul(precision if of_distance else precision * self.profile.unit, squared.flatten(-2))
+        distance = torch.matmul(precision if of_distance else precision * self.profile.unit, squared)
         distance = distance.view(*distance.shape[:-2], x.size(-2), x.size(-2))
         if of_distance:
             distance.clamp_min_(TINY**2).sqrt_()
