@@ -62,7 +62,7 @@ def test_size_is_that_of_the_quantity_itself() -> None:
 
 def wrong_log_prob(factor: float) -> Callable:
     right = dense.ClosedForm.log_prob
-    return lambda self, residual: factor * right(self, residual)
+    return lambda self, *args: factor * right(self, *args)
 
 
 def test_wrong_loss_is_reported_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,28 +38,40 @@ class SmallKernelLogProb(UntransformedFunction):
     hand. The backward only scales what came out. Call :func:`log_prob`, which also knows when not to use this.
     """
 
-    # The deviance is L = -2 log p = r^T K^-1 r + log |K| + N log 2 pi. With alpha = K^-1 r,
-    #   dL/dr         = 2 alpha
+    # The deviance is L = -2 log p = r^T K^-1 r + log |K| + N log 2 pi. With alpha = K^-1 r and r = mu - y, whose sign
+    # does not matter,
+    #   dL/dmu        = 2 alpha = -dL/dy
     #   dL/dK     = G = K^-1 - alpha alpha^T
     #   dL/dsigma^2_i = G_ii
-    # and dL/dK goes on into the kernel. The cotangent of the log density, over -2, is what all that is multiplied by.
+    # and dL/dK goes on into the kernel. What is returned is the deviance over -2 per: so is what all that is multiplied
+    # by. Subtraction and division are done here since the engine takes as long over a node as over a small operation.
 
     @staticmethod
     @below_autograd
-    def forward(ctx, expression: Expression, noises: Sequence[Parameter], residual: Tensor, *values: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        expression: Expression,
+        noises: Sequence[Parameter],
+        per: int,
+        target: Tensor,
+        mean: Tensor,
+        *values: Tensor,
+    ) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.
         :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
-        :param residual: :math:`\mathbf r` (... x N).
+        :param per: What the log density is divided by.
+        :param target: :math:`\mathbf y` (... x N).
+        :param mean: :math:`\boldsymbol \mu` (... x N).
         :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of, all of one batch shape.
-        :return: The log density (...).
+        :return: The log density, over `per` (...).
         """
-        ctx.save_for_backward(residual, *values)
-        ctx.expression, ctx.noises, ctx.gradient = expression, noises, None
+        ctx.save_for_backward(target, mean, *values)
+        ctx.expression, ctx.noises, ctx.per, ctx.gradient = expression, noises, per, None
         matrix, record = KernelMatrix(expression, values, again=True), []
         factor = _factorize(matrix.evaluate(record=record), matrix, noises)
-        half_logdet, rhs = factor.diagonal(0, -2, -1).log().sum(-1), residual.unsqueeze(-1)
-        residual_needed, *needed = ctx.needs_input_grad[2:]
+        log_diagonal, rhs = _log_diagonal(factor), (mean - target).unsqueeze(-1)
+        target_needed, mean_needed, *needed = ctx.needs_input_grad[3:]
         cotangents = Cotangents(values, needed)
         if any(needed):
             inverse, half, alpha = inverse_and_solutions_(factor, rhs)
@@ -69,19 +81,24 @@ class SmallKernelLogProb(UntransformedFunction):
         else:
             half = torch.linalg.solve_triangular(factor, rhs, upper=False)
             alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        ctx.gradient = [(alpha + alpha).view_as(residual) if residual_needed else None, *cotangents.sums]
-        return _log_density(half.square().sum((-2, -1)), half_logdet, factor.size(-1))
+        grad_mean = (alpha + alpha).view_as(mean) if mean_needed or target_needed else None
+        ctx.gradient = [-grad_mean if target_needed else None, grad_mean if mean_needed else None, *cotangents.sums]
+        return _log_density(log_diagonal, half, (-2, -1), per)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable(grad):
-            return _differentiable_backward(ctx, ctx.saved_tensors, grad)
+
+            def plain(target: Tensor, mean: Tensor, *values: Tensor) -> Tensor:
+                return _plain_log_prob(ctx.expression, ctx.noises, values, target - mean) / ctx.per
+
+            return None, None, None, *grad_of_plain(plain, ctx.saved_tensors, ctx.needs_input_grad[3:], grad)
         ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
-        grad = grad * -0.5
+        grad = grad * (-0.5 / ctx.per)
         if grad.dim() == 0:
-            return None, None, *[None if each is None else each * grad for each in ctx.gradient]
+            return None, None, None, *[None if each is None else each * grad for each in ctx.gradient]
         scaled = (grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in ctx.gradient if each is not None)
-        return None, None, *[None if each is None else each * next(scaled) for each in ctx.gradient]
+        return None, None, None, *[None if each is None else each * next(scaled) for each in ctx.gradient]
 
 
 class KernelLogProb(UntransformedFunction):
@@ -114,16 +131,22 @@ class KernelLogProb(UntransformedFunction):
         factor = _factorize(evaluate_upper(matrix), matrix, noises)
         ctx.is_vector = residual.dim() < factor.dim()
         half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
-        log_diagonal = factor.diagonal(0, -2, -1).log().sum(-1, keepdim=not ctx.is_vector)
         ctx.expression, ctx.noises, ctx.matrix = expression, noises, matrix
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
         ctx.save_for_backward(residual, *values, factor, half)
-        return _log_density(half.square().sum((-2, -1) if ctx.is_vector else -2), log_diagonal, factor.size(-1))
+        return _log_density(_log_diagonal(factor), half, (-2, -1) if ctx.is_vector else -2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable(grad):
-            return _differentiable_backward(ctx, ctx.saved_tensors[:-2], grad)
+
+            def plain(residual: Tensor, *values: Tensor) -> Tensor:
+                if ctx.is_vector:
+                    return _plain_log_prob(ctx.expression, ctx.noises, values, residual)
+                covar = plain_covariance(ctx.expression, ctx.noises, values)
+                return gaussian_log_prob(covar.unsqueeze(-3), residual.mT)  # each column a right-hand side of its own
+
+            return None, None, *grad_of_plain(plain, ctx.saved_tensors[:-2], ctx.needs_input_grad[2:], grad)
         residual, *values, factor, half = ctx.saved_tensors
         residual_needed, *needed = ctx.needs_input_grad[2:]
         grad = grad[..., None, None] if ctx.is_vector else grad.unsqueeze(-2)
@@ -144,8 +167,14 @@ class KernelLogProb(UntransformedFunction):
         return None, None, grad_residual, *cotangents.sums
 
 
-def _log_density(inv_quad: Tensor, half_logdet: Tensor, n: int) -> Tensor:
-    return torch.rsub(half_logdet, -0.5 * n * _LOG_2_PI).sub(inv_quad, alpha=0.5)
+def _log_diagonal(factor: Tensor) -> Tensor:
+    return factor.diagonal(0, -2, -1).log().unsqueeze(-1)
+
+
+def _log_density(log_diagonal: Tensor, half: Tensor, dim: int | tuple[int, int], per: int = 1) -> Tensor:
+    # The two sums, of log L_ii and of half_i^2 / 2, in one
+    minus = torch.addcmul(log_diagonal, half, half, value=0.5).sum(dim)
+    return torch.rsub(minus, -0.5 * half.size(-2) * _LOG_2_PI / per, alpha=1 / per)
 
 
 def _pull_back_noise(noises: Sequence[Parameter], cotangents: Cotangents, grad_matrix: Tensor) -> None:
@@ -161,9 +190,11 @@ def log_prob(
     expression: Expression,
     noises: Sequence[Parameter],
     values: Sequence[Tensor],
-    residual: Tensor,
+    target: Tensor,
+    mean: Tensor,
     batch_shape: torch.Size,
     is_uniform: bool,
+    per: int = 1,
 ) -> Tensor:
     r"""
     Computes the log density.
@@ -171,20 +202,34 @@ def log_prob(
     :param expression: :math:`\mathbf K_\theta` in terms of `values`.
     :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
     :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
-    :param residual: :math:`\mathbf r` (... x N).
+    :param target: :math:`\mathbf y` (... x N).
+    :param mean: :math:`\boldsymbol \mu` (... x N).
     :param batch_shape: The covariance matrix's.
     :param is_uniform: Whether all the values have that batch shape.
-    :return: The log density, of the shape to which the batch shapes of residual and covariance broadcast.
+    :param per: What the log density is divided by.
+    :return: The log density over `per`, of the shape to which the batch shapes of all three broadcast.
     """
-    if is_transformed() or residual.size(-1) == 1:
-        return _plain_log_prob(expression, noises, values, residual)
-    if residual.shape[:-1] == batch_shape:
-        num_bytes = residual.numel() * residual.size(-1) * residual.element_size()
-        is_small = 0 < num_bytes <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
-        of_size = SmallKernelLogProb if is_small and is_uniform and torch.is_grad_enabled() else KernelLogProb
-        return of_size.apply(expression, noises, residual, *values)
-    columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-    return restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
+    transformed, n = is_transformed(), mean.size(-1)
+    if (
+        not transformed
+        and is_uniform
+        and isinstance(target, Tensor)  # NumPy's arrays will do, too
+        and target.shape == mean.shape
+        and mean.shape[:-1] == batch_shape
+        and n > 1
+        and 0 < mean.numel() * n * mean.element_size() <= _AT_ONCE.get(mean.device.type, _AT_ONCE["cpu"])
+        and torch.is_grad_enabled()
+    ):
+        return SmallKernelLogProb.apply(expression, noises, per, target, mean, *values)
+    residual = target - mean
+    if transformed or n == 1:
+        res = _plain_log_prob(expression, noises, values, residual)
+    elif residual.shape[:-1] == batch_shape:
+        res = KernelLogProb.apply(expression, noises, residual, *values)
+    else:
+        columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
+        res = restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
+    return res if per == 1 else res / per
 
 
 @below_autograd
@@ -247,16 +292,6 @@ def _plain_log_prob(
     expression: Expression, noises: Sequence[Parameter], values: Sequence[Tensor], residual: Tensor
 ) -> Tensor:
     return gaussian_log_prob(plain_covariance(expression, noises, values), residual)
-
-
-def _differentiable_backward(ctx, saved: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    def log_prob(residual: Tensor, *values: Tensor) -> Tensor:
-        covar = plain_covariance(ctx.expression, ctx.noises, values)
-        if residual.dim() < covar.dim():
-            return gaussian_log_prob(covar, residual)
-        return gaussian_log_prob(covar.unsqueeze(-3), residual.mT)  # each column as a right-hand side of its own
-
-    return None, None, *grad_of_plain(log_prob, saved, ctx.needs_input_grad[2:], grad)
 
 
 def _factorize(covar: Tensor, matrix: KernelMatrix, noises: Sequence[Parameter]) -> Tensor:

@@ -34,21 +34,35 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
         covar = closed_form_marginal(self.likelihood, function_dist, params, kwargs)
     if covar is None:
         return _upstream_forward(self, function_dist, target, *params, **kwargs)
-    res = covar.log_prob(target - function_dist.loc)
-    res = self._add_other_terms(res, params)
+    num_data = function_dist.event_shape.numel()
+    is_own = getattr(self._add_other_terms, "__func__", None) is _add_other_terms
+    terms = _other_terms(self.model) if is_own else None
+    if terms == ([], []):
+        return covar.log_prob(target, function_dist.loc, num_data)
+    res = covar.log_prob(target, function_dist.loc)
+    res = self._add_other_terms(res, params) if terms is None else _add_terms(res, params, *terms)
     # Not in place: for inputs of a subclass, what a Function returns is a view.
-    return res / function_dist.event_shape.numel()
+    return res / num_data
 
 
 @_upstream.replaces(ExactMarginalLogLikelihood)  # noqa: F821
 def _add_other_terms(self, res: Tensor, params: tuple) -> Tensor:
-    cls = type(self.model)
-    has_own_terms = cls.named_priors is not Module.named_priors or cls.added_loss_terms is not Module.added_loss_terms
-    if settings.use_torch_tensors.off() or has_own_terms:
-        return _upstream_add_other_terms(self, res, params)
+    terms = _other_terms(self.model) if settings.use_torch_tensors.on() else None
+    return _upstream_add_other_terms(self, res, params) if terms is None else _add_terms(res, params, *terms)
+
+
+def _other_terms(model: Module) -> tuple[list[tuple], list] | None:
+    # The priors and the added loss terms, or None where the model has its own way to find them
+    cls = type(model)
+    if cls.named_priors is not Module.named_priors or cls.added_loss_terms is not Module.added_loss_terms:
+        return None
     priors: list[tuple] = []
     added_loss_terms: list = []
-    _collect_terms(self.model, priors, added_loss_terms)
+    _collect_terms(model, priors, added_loss_terms)
+    return priors, added_loss_terms
+
+
+def _add_terms(res: Tensor, params: tuple, priors: list[tuple], added_loss_terms: list) -> Tensor:
     for added_loss_term in added_loss_terms:
         res = res.add(added_loss_term.loss(*params))
     if not priors:
