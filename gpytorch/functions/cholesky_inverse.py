@@ -33,9 +33,9 @@ _SYMMETRIC_ROWS = 256
 # one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
 # On AMD's that takes up to four times as long as potri.
 _PRODUCT_UP_TO, _PRODUCT_ON_THREADS_UP_TO = (64, 256) if _is_intels() else (0, 0)
-# The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
+# The product is summed over at most so many rows at a time, each of which reaches to the diagonal only. In single
 # precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
-_PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
+_PRODUCT_ROWS = {torch.float32: 64, torch.float64: 128}
 
 
 def cholesky_inverse_(factor: Tensor) -> Tensor:
@@ -77,10 +77,11 @@ def inverse_and_solutions_(factor: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor,
         :math:`(\mathbf L \mathbf L^\top)^{-1} \mathbf R` (... x N x S each).
     """
     if _takes_product(factor):
-        # No worse than substitution: what the factorization has rounded is more.
         root = _inverse_root(factor)
         half = torch.matmul(root, rhs)
-        return _product_of_root_(root, factor.mT), half, torch.matmul(root.mT, half)
+        # By substitution: the sum of a product's elements, a constant mean's gradient, would be half as far off again.
+        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        return _product_of_root_(root, factor.mT), half, solution
     half = torch.linalg.solve_triangular(factor, rhs, upper=False)
     solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return cholesky_inverse_(factor), half, solution
@@ -99,15 +100,14 @@ def _inverse_root(factor: Tensor) -> Tensor:
 
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
-    n, size = root.size(-1), _PRODUCT_ROWS[root.dtype]
-    if n <= 2 * size:
+    n = root.size(-1)
+    num_blocks = -(-n // _PRODUCT_ROWS[root.dtype])
+    if num_blocks <= 1:
         return torch.matmul(root.mT, root, out=out)
-    stop = n
-    while stop:
-        start = stop - size if 8 * stop > 9 * size else 0  # no product of a few rows at the end
+    for i in reversed(range(num_blocks)):
+        start, stop = i * n // num_blocks, (i + 1) * n // num_blocks
         rows = root[..., start:stop, :stop]
         add_product_(out[..., :stop, :stop], rows.mT, rows, beta=int(stop < n))
-        stop = start
     return out
 
 
