@@ -16,6 +16,7 @@ from ..functions.kernel_matrix import Node, Step, scaled
 from ..functions.parameters import Parameter
 from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
 from ..functions.stationary import Stationary
+from ..module import child
 from .index_kernel import IndexKernel
 from .kernel import AdditiveKernel, Kernel, ProductKernel
 from .matern_kernel import MaternKernel
@@ -159,7 +160,7 @@ def _index(kernel: IndexKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
 
 
 def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
-    if not write_kernel(kernel.base_kernel, x1, x2, terms, called=False):
+    if not write_kernel(child(kernel, "base_kernel", ScaleKernel), x1, x2, terms, called=False):
         return False
     scaled(terms.expression, terms.add_parameter(unconstrained(kernel, "outputscale", ScaleKernel), 0))
     return True

@@ -7,6 +7,7 @@ from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOper
 from torch import Tensor
 
 from ..constraints.unconstrained import Unconstrained, unconstrained
+from ..module import child
 from .gaussian_likelihood import (
     FixedNoiseGaussianLikelihood,
     GaussianLikelihood,
@@ -36,7 +37,7 @@ def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwa
     cls = type(likelihood)
     if cls.__call__ is not Likelihood.__call__ or cls.marginal not in _MARGINALS:
         return None
-    noise_covar, shaped = likelihood.noise_covar, cls._shaped_noise_covar
+    noise_covar, shaped = child(likelihood, "noise_covar", GaussianLikelihood), cls._shaped_noise_covar
     if (
         type(noise_covar).forward is _HomoskedasticNoiseBase.forward
         and type(noise_covar).__call__ is Noise.__call__

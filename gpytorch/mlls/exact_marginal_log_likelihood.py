@@ -12,7 +12,7 @@ from ..constraints import unconstrained
 from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
 from ..functions.log_normal_log_prob import sum_of_log_normals
-from ..module import Module
+from ..module import Module, child
 from ..priors import LogNormalPrior, Prior
 from ..priors.log_normal import log_normal_arguments
 
@@ -31,12 +31,13 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
     """
     covar = None
     if settings.use_torch_tensors.on():
-        covar = closed_form_marginal(self.likelihood, function_dist, params, kwargs)
+        likelihood = child(self, "likelihood", ExactMarginalLogLikelihood)  # noqa: F821
+        covar = closed_form_marginal(likelihood, function_dist, params, kwargs)
     if covar is None:
         return _upstream_forward(self, function_dist, target, *params, **kwargs)
     num_data = function_dist.event_shape.numel()
     is_own = getattr(self._add_other_terms, "__func__", None) is _add_other_terms
-    terms = _other_terms(self.model) if is_own else None
+    terms = _other_terms(child(self, "model", ExactMarginalLogLikelihood)) if is_own else None  # noqa: F821
     if terms == ([], []):
         return covar.log_prob(target, function_dist.loc, num_data)
     res = covar.log_prob(target, function_dist.loc)
@@ -97,6 +98,6 @@ def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_term
             term for term in dict.fromkeys(own_terms.values()) if term is not None and term not in added_loss_terms
         ]
     children = attributes["_modules"].values()
-    for child in dict.fromkeys(children) if len(children) > 1 else children:
-        if child is not None and type(child) not in unconstrained.CONSTRAINTS:
-            _collect_terms(child, priors, added_loss_terms)
+    for part in dict.fromkeys(children) if len(children) > 1 else children:
+        if part is not None and type(part) not in unconstrained.CONSTRAINTS:
+            _collect_terms(part, priors, added_loss_terms)
