@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from linear_operator.operators import (
@@ -71,18 +72,15 @@ class ClosedForm:
         self.noises = (*self.noises, self.terms.add_parameter(noise, 1))
         return self
 
-    def log_prob(self, target: Tensor, mean: Tensor, per: int = 1) -> Tensor:
+    def log_prob(self, residual: Tensor, per: int = 1) -> Tensor:
         """Return the log density of a Gaussian with this covariance matrix.
 
-        :param target: Where (... x N).
-        :param mean: The Gaussian's mean (... x N).
+        :param residual: The value less the mean (... x N).
         :param per: What the log density is divided by.
         """
         terms = self.terms
         shape, is_uniform = terms.batch_shape, len(terms.batch_shapes) == 1
-        return kernel_log_prob.log_prob(
-            terms.expression, self.noises, terms.values, target, mean, shape, is_uniform, per
-        )
+        return kernel_log_prob.log_prob(terms.expression, self.noises, terms.values, residual, shape, is_uniform, per)
 
     def factorize(self) -> Tensor:
         """Return the Cholesky factor (... x N x N), without a gradient."""
@@ -237,12 +235,11 @@ def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
     return True
 
 
-def decide(covar: LinearOperator) -> Callable[[Tensor, Tensor], Tensor] | None:
+def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
     """Decide whether a covariance matrix is factorized as a tensor.
 
     :param covar: The covariance matrix (... x N x N).
-    :return: What computes the log density at a value, given the mean (... x N each), on tensors, or None: leave it to
-        upstream.
+    :return: What computes the log density of a residual (... x N) on tensors, or None: leave it to upstream.
     """
     if settings.use_torch_tensors.off():
         return None
@@ -255,8 +252,7 @@ def decide(covar: LinearOperator) -> Callable[[Tensor, Tensor], Tensor] | None:
         return form.log_prob
     if not is_dense(covar):
         return None
-    matrix = covar.evaluate_kernel().to_dense()
-    return lambda value, mean: kernel_log_prob.gaussian_log_prob(matrix, value - mean)
+    return partial(kernel_log_prob.gaussian_log_prob, covar.evaluate_kernel().to_dense())
 
 
 def closed_form_marginal(

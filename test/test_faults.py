@@ -189,13 +189,61 @@ def test_mismatch_is_an_error_of_upstreams_type_and_the_model_goes_on(case: str,
         assert torch.equal(step(mll), expected)
 
 
-def test_float32_targets_of_a_float64_model_are_treated_as_by_upstream() -> None:
+@pytest.mark.parametrize("kernel", ["closed form", "without closed form"])
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)], ids=str)
+def test_targets_of_another_precision_are_treated_as_by_upstream(
+    kernel: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    mll = exact_gp(KERNELS[kernel](), inputs(N, dtype=dtypes[0]))
+    targets = mll.model.train_targets.to(dtypes[1]).requires_grad_()
+    leaves = {**dict(mll.named_parameters()), "targets": targets}
+    for grad_enabled in (True, False):
+        with torch.set_grad_enabled(grad_enabled):
+            values = []
+            for flag in (False, True):
+                with use_torch_tensors(flag):
+                    values.append(mll(mll.model(*mll.model.train_inputs), targets))
+        assert values[1].dtype is values[0].dtype is dtypes[0]
+        assert_near(values[1], values[0], rtol=1e-5)
+    off, on = (
+        evaluate(lambda: mll(mll.model(*mll.model.train_inputs), targets), leaves, flag) for flag in (False, True)
+    )
+    for name, grad in off.grads.items():
+        assert on.grads[name].dtype is grad.dtype
+        assert_near(on.grads[name], grad, name, rtol=1e-4)
+
+
+def test_targets_may_change_between_forward_and_backward() -> None:
     mll = exact_gp(KERNELS["closed form"](), inputs(N))
-    values = []
+    grads = []
+    for flag in (False, True):
+        targets = mll.model.train_targets.clone()
+        with use_torch_tensors(flag):
+            loss = mll(mll.model(*mll.model.train_inputs), targets)
+            targets.zero_()
+            grads.append(torch.autograd.grad(loss, list(mll.parameters())))
+    for expected, actual in zip(*grads, strict=True):
+        assert_near(actual, expected)
+
+
+class Labelled(Tensor):
+    """A tensor of a class of the user's own."""
+
+
+@pytest.mark.parametrize("labelled", ["inputs", "targets", "neither"])
+def test_loss_may_be_written_to(labelled: str) -> None:
+    mll = exact_gp(KERNELS["closed form"](), inputs(N))
+    (x,), y = mll.model.train_inputs, mll.model.train_targets
+    if labelled == "inputs":
+        mll.model.set_train_data(x.as_subclass(Labelled), strict=False)
+    losses = []
     for flag in (False, True):
         with use_torch_tensors(flag):
-            values.append(mll(mll.model(*mll.model.train_inputs), mll.model.train_targets.float()).detach())
-    assert_near(values[1], values[0])
+            loss = mll(mll.model(*mll.model.train_inputs), y.as_subclass(Labelled) if labelled == "targets" else y)
+        loss.mul_(-2)
+        loss.backward()
+        losses.append(loss.detach().as_subclass(Tensor))
+    assert_near(losses[1], losses[0])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])

@@ -54,9 +54,9 @@ def log_prob(self, value: Tensor) -> Tensor:
     if settings.fast_computations.log_prob.off() and factor is not None:
         gpytorch.dense.note(False, "the distribution has a factor already")
         return _upstream_log_prob(self, value)
-    log_prob_at = gpytorch.dense.decide(self.lazy_covariance_matrix)
-    if log_prob_at is None:
+    log_prob_of_residual = gpytorch.dense.decide(self.lazy_covariance_matrix)
+    if log_prob_of_residual is None:
         return _upstream_log_prob(self, value)
     if self._validate_args:
         self._validate_sample(value)
-    return log_prob_at(value, self.loc)
+    return log_prob_of_residual(value - self.loc)

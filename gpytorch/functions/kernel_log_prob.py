@@ -38,40 +38,32 @@ class SmallKernelLogProb(UntransformedFunction):
     hand. The backward only scales what came out. Call :func:`log_prob`, which also knows when not to use this.
     """
 
-    # The deviance is L = -2 log p = r^T K^-1 r + log |K| + N log 2 pi. With alpha = K^-1 r and r = mu - y, whose sign
-    # does not matter,
-    #   dL/dmu        = 2 alpha = -dL/dy
+    # The deviance is L = -2 log p = r^T K^-1 r + log |K| + N log 2 pi. With alpha = K^-1 r,
+    #   dL/dr         = 2 alpha
     #   dL/dK     = G = K^-1 - alpha alpha^T
     #   dL/dsigma^2_i = G_ii
     # and dL/dK goes on into the kernel. What is returned is the deviance over -2 per: so is what all that is multiplied
-    # by. Subtraction and division are done here since the engine takes as long over a node as over a small operation.
+    # by. It is divided here since the engine takes as long over a node as over a small operation.
 
     @staticmethod
     @below_autograd
     def forward(
-        ctx,
-        expression: Expression,
-        noises: Sequence[Parameter],
-        per: int,
-        target: Tensor,
-        mean: Tensor,
-        *values: Tensor,
+        ctx, expression: Expression, noises: Sequence[Parameter], per: int, residual: Tensor, *values: Tensor
     ) -> Tensor:
         r"""
         :param expression: :math:`\mathbf K_\theta` in terms of `values`.
         :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
         :param per: What the log density is divided by.
-        :param target: :math:`\mathbf y` (... x N).
-        :param mean: :math:`\boldsymbol \mu` (... x N).
+        :param residual: :math:`\mathbf r` (... x N).
         :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of, all of one batch shape.
         :return: The log density, over `per` (...).
         """
-        ctx.save_for_backward(target, mean, *values)
+        ctx.save_for_backward(residual, *values)
         ctx.expression, ctx.noises, ctx.per, ctx.gradient = expression, noises, per, None
         matrix, record = KernelMatrix(expression, values, again=True), []
         factor = _factorize(matrix.evaluate(record=record), matrix, noises)
-        log_diagonal, rhs = _log_diagonal(factor), (mean - target).unsqueeze(-1)
-        target_needed, mean_needed, *needed = ctx.needs_input_grad[3:]
+        log_diagonal, rhs = _log_diagonal(factor), _as_type_of(factor, residual).unsqueeze(-1)
+        residual_needed, *needed = ctx.needs_input_grad[3:]
         cotangents = Cotangents(values, needed)
         if any(needed):
             inverse, half, alpha = inverse_and_solutions_(factor, rhs)
@@ -81,16 +73,15 @@ class SmallKernelLogProb(UntransformedFunction):
         else:
             half = torch.linalg.solve_triangular(factor, rhs, upper=False)
             alpha = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        grad_mean = (alpha + alpha).view_as(mean) if mean_needed or target_needed else None
-        ctx.gradient = [-grad_mean if target_needed else None, grad_mean if mean_needed else None, *cotangents.sums]
+        ctx.gradient = [(alpha + alpha).view_as(residual) if residual_needed else None, *cotangents.sums]
         return _log_density(log_diagonal, half, (-2, -1), per)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if must_be_differentiable(grad):
 
-            def plain(target: Tensor, mean: Tensor, *values: Tensor) -> Tensor:
-                return _plain_log_prob(ctx.expression, ctx.noises, values, target - mean) / ctx.per
+            def plain(residual: Tensor, *values: Tensor) -> Tensor:
+                return _plain_log_prob(ctx.expression, ctx.noises, values, residual) / ctx.per
 
             return None, None, None, *grad_of_plain(plain, ctx.saved_tensors, ctx.needs_input_grad[3:], grad)
         ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
@@ -130,7 +121,8 @@ class KernelLogProb(UntransformedFunction):
         matrix = KernelMatrix(expression, values, again=True)
         factor = _factorize(evaluate_upper(matrix), matrix, noises)
         ctx.is_vector = residual.dim() < factor.dim()
-        half = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1) if ctx.is_vector else residual, upper=False)
+        rhs = _as_type_of(factor, residual)
+        half = torch.linalg.solve_triangular(factor, rhs.unsqueeze(-1) if ctx.is_vector else rhs, upper=False)
         ctx.expression, ctx.noises, ctx.matrix = expression, noises, matrix
         # Saved, not kept as attributes, so that the backward frees them and not the next step.
         ctx.save_for_backward(residual, *values, factor, half)
@@ -167,6 +159,11 @@ class KernelLogProb(UntransformedFunction):
         return None, None, grad_residual, *cotangents.sums
 
 
+def _as_type_of(matrix: Tensor, residual: Tensor) -> Tensor:
+    # As upstream: targets in double precision do for a model in single, and the other way round
+    return residual if residual.dtype is matrix.dtype else residual.to(matrix.dtype)
+
+
 def _log_diagonal(factor: Tensor) -> Tensor:
     return factor.diagonal(0, -2, -1).log().unsqueeze(-1)
 
@@ -190,8 +187,7 @@ def log_prob(
     expression: Expression,
     noises: Sequence[Parameter],
     values: Sequence[Tensor],
-    target: Tensor,
-    mean: Tensor,
+    residual: Tensor,
     batch_shape: torch.Size,
     is_uniform: bool,
     per: int = 1,
@@ -202,34 +198,23 @@ def log_prob(
     :param expression: :math:`\mathbf K_\theta` in terms of `values`.
     :param noises: What :math:`\boldsymbol \sigma^2` is the sum of (each ... x N or ... x 1).
     :param values: The tensors that :math:`\mathbf K_\theta` and the noises are made of.
-    :param target: :math:`\mathbf y` (... x N).
-    :param mean: :math:`\boldsymbol \mu` (... x N).
+    :param residual: :math:`\mathbf r` (... x N).
     :param batch_shape: The covariance matrix's.
     :param is_uniform: Whether all the values have that batch shape.
     :param per: What the log density is divided by.
-    :return: The log density over `per`, of the shape to which the batch shapes of all three broadcast.
+    :return: The log density over `per`, of the shape to which the batch shapes of residual and covariance broadcast.
     """
-    transformed, n = is_transformed(), mean.size(-1)
-    if (
-        not transformed
-        and is_uniform
-        and isinstance(target, Tensor)  # NumPy's arrays will do, too
-        and target.shape == mean.shape
-        and mean.shape[:-1] == batch_shape
-        and n > 1
-        and 0 < mean.numel() * n * mean.element_size() <= _AT_ONCE.get(mean.device.type, _AT_ONCE["cpu"])
-        and torch.is_grad_enabled()
-    ):
-        return SmallKernelLogProb.apply(expression, noises, per, target, mean, *values)
-    residual = target - mean
-    if transformed or n == 1:
-        res = _plain_log_prob(expression, noises, values, residual)
-    elif residual.shape[:-1] == batch_shape:
-        res = KernelLogProb.apply(expression, noises, residual, *values)
-    else:
+    if is_transformed() or residual.size(-1) == 1:
+        return _plain_log_prob(expression, noises, values, residual) / per
+    if residual.shape[:-1] != batch_shape:
         columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-        res = restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
-    return res if per == 1 else res / per
+        return restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0] / per
+    num_bytes = residual.numel() * residual.size(-1) * residual.element_size()
+    is_small = 0 < num_bytes <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
+    if not (is_small and is_uniform and torch.is_grad_enabled()):
+        return KernelLogProb.apply(expression, noises, residual, *values) / per
+    res = SmallKernelLogProb.apply(expression, noises, per, residual, *values)
+    return res.clone() if res._is_view() else res  # as it is for inputs of a subclass: it may be written to
 
 
 @below_autograd
@@ -253,7 +238,7 @@ def gaussian_log_prob(matrix: Tensor, residual: Tensor) -> Tensor:
     :param residual: :math:`\mathbf r` (... x N).
     :return: The log density, of the shape to which the batch shapes broadcast.
     """
-    inv_quad, logdet = inv_quad_logdet(matrix, residual.unsqueeze(-1))
+    inv_quad, logdet = inv_quad_logdet(matrix, _as_type_of(matrix, residual).unsqueeze(-1))
     return -0.5 * (inv_quad + logdet + residual.size(-1) * _LOG_2_PI)
 
 

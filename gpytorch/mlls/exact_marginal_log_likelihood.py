@@ -35,12 +35,12 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
         covar = closed_form_marginal(likelihood, function_dist, params, kwargs)
     if covar is None:
         return _upstream_forward(self, function_dist, target, *params, **kwargs)
-    num_data = function_dist.event_shape.numel()
+    num_data, residual = function_dist.event_shape.numel(), target - function_dist.loc
     is_own = getattr(self._add_other_terms, "__func__", None) is _add_other_terms
     terms = _other_terms(child(self, "model", ExactMarginalLogLikelihood)) if is_own else None  # noqa: F821
     if terms == ([], []):
-        return covar.log_prob(target, function_dist.loc, num_data)
-    res = covar.log_prob(target, function_dist.loc)
+        return covar.log_prob(residual, num_data)
+    res = covar.log_prob(residual)
     res = self._add_other_terms(res, params) if terms is None else _add_terms(res, params, *terms)
     # Not in place: for inputs of a subclass, what a Function returns is a view.
     return res / num_data
