@@ -116,7 +116,7 @@ def test_value_changed_in_place_before_the_backward_raises(flag: bool) -> None:
 @pytest.mark.parametrize("flag", [False, True])
 def test_loss_of_a_value_outside_the_support_raises(flag: bool) -> None:
     with use_torch_tensors(flag), pytest.raises(ValueError, match="within the support"):
-        terms_of_loss([LogNormalPrior(0.3, 1.7)], [value(-1.0, 2.0)])
+        terms_of_loss([LogNormalPrior(0.3, 1.7, validate_args=True)], [value(-1.0, 2.0)])
 
 
 def test_prior_with_a_density_of_its_own_is_asked_for_it() -> None:
