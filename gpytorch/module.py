@@ -18,18 +18,6 @@ _upstream_apply = Module._apply  # noqa: F821
 _OWN = ("_is_replica", "parameters", "named_parameters", "named_modules", "_named_members")
 
 
-def child(module: torch.nn.Module, name: str, cls: type) -> torch.nn.Module:
-    """Return a module's child. Asked for as an attribute, torch finds it after an error with its message: several
-    times a training step that tells.
-
-    :param module: The module.
-    :param name: The child's name.
-    :param cls: The class that the module usually is of. Another one may have an attribute of that name.
-    """
-    own = module._modules.get(name) if type(module) is cls else None
-    return getattr(module, name) if own is None else own
-
-
 @_upstream.replaces(Module)  # noqa: F821
 def zero_grad(self, set_to_none: bool = True) -> None:
     """

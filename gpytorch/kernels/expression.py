@@ -16,7 +16,7 @@ from ..functions.kernel_matrix import Node, Step, scaled
 from ..functions.parameters import Parameter
 from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
 from ..functions.stationary import Stationary
-from ..module import child
+from ..lookup import child
 from .index_kernel import IndexKernel
 from .kernel import AdditiveKernel, Kernel, ProductKernel
 from .matern_kernel import MaternKernel

@@ -7,7 +7,7 @@ from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOper
 from torch import Tensor
 
 from ..constraints.unconstrained import Unconstrained, unconstrained
-from ..module import child
+from ..lookup import child
 from .gaussian_likelihood import (
     FixedNoiseGaussianLikelihood,
     GaussianLikelihood,

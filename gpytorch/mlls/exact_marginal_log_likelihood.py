@@ -12,7 +12,8 @@ from ..constraints import unconstrained
 from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
 from ..functions.log_normal_log_prob import sum_of_log_normals
-from ..module import Module, child
+from ..lookup import child
+from ..module import Module
 from ..priors import LogNormalPrior, Prior
 from ..priors.log_normal import log_normal_arguments
 
