@@ -205,15 +205,20 @@ def log_prob(
     :return: The log density over `per`, of the shape to which the batch shapes of residual and covariance broadcast.
     """
     if is_transformed() or residual.size(-1) == 1:
-        return _plain_log_prob(expression, noises, values, residual) / per
+        res = _plain_log_prob(expression, noises, values, residual)
+        return res if per == 1 else res / per
     if residual.shape[:-1] != batch_shape:
         columns, restore = as_columns(batch_shape, residual.unsqueeze(-1))
-        return restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0] / per
-    num_bytes = residual.numel() * residual.size(-1) * residual.element_size()
-    is_small = 0 < num_bytes <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
-    if not (is_small and is_uniform and torch.is_grad_enabled()):
-        return KernelLogProb.apply(expression, noises, residual, *values) / per
-    res = SmallKernelLogProb.apply(expression, noises, per, residual, *values)
+        res = restore(KernelLogProb.apply(expression, noises, columns, *values).unsqueeze(-2))[..., 0, 0]
+    else:
+        num_bytes = residual.numel() * residual.size(-1) * residual.element_size()
+        is_small = 0 < num_bytes <= _AT_ONCE.get(residual.device.type, _AT_ONCE["cpu"])
+        if is_small and is_uniform and torch.is_grad_enabled():
+            res, per = SmallKernelLogProb.apply(expression, noises, per, residual, *values), 1
+        else:
+            res = KernelLogProb.apply(expression, noises, residual, *values)
+    if per != 1:
+        return res / per
     return res.clone() if res._is_view() else res  # as it is for inputs of a subclass: it may be written to
 
 

@@ -43,7 +43,6 @@ def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: An
         return covar.log_prob(residual, num_data)
     res = covar.log_prob(residual)
     res = self._add_other_terms(res, params) if terms is None else _add_terms(res, params, *terms)
-    # Not in place: for inputs of a subclass, what a Function returns is a view.
     return res / num_data
 
 

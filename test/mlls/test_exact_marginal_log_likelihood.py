@@ -308,6 +308,24 @@ def test_inputs_of_a_class_of_a_users_own_match_upstream(prior: priors.Prior | N
     compare(lambda: loss(mll).as_subclass(Tensor), dict(mll.named_parameters()))
 
 
+@pytest.mark.parametrize("of_a_user", ["inputs", "targets", "neither"])
+def test_loss_may_be_written_to(of_a_user: str) -> None:
+    mll = exact_gp(k.ScaleKernel(k.RBFKernel()), inputs(N))
+    (x,), y = mll.model.train_inputs, mll.model.train_targets
+    if of_a_user == "inputs":
+        mll.model.set_train_data(x.as_subclass(PointsOfAUser), strict=False)
+    elif of_a_user == "targets":
+        y = y.as_subclass(PointsOfAUser)
+    losses = []
+    for flag in (False, True):
+        with use_torch_tensors(flag), routes(**({"tensors": 1} if flag else {})):
+            written = mll(mll.model(*mll.model.train_inputs), y)
+        written.mul_(-2)
+        written.backward()
+        losses.append(written.detach().as_subclass(Tensor))
+    assert_near(losses[1], losses[0])
+
+
 @pytest.mark.parametrize("kernel", ["rbf", "matern 3/2"])
 def test_points_without_coordinates_match_upstream(kernel: str) -> None:
     made = {"rbf": k.RBFKernel, "matern 3/2": lambda: k.MaternKernel(1.5)}[kernel]()
