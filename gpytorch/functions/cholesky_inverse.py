@@ -33,9 +33,9 @@ _SYMMETRIC_ROWS = 256
 # one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
 # On AMD's that takes up to four times as long as potri.
 _PRODUCT_UP_TO, _PRODUCT_ON_THREADS_UP_TO = (64, 256) if _is_intels() else (0, 0)
-# The product is summed over at most so many rows at a time, each of which reaches to the diagonal only. In single
+# The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
 # precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
-_PRODUCT_ROWS = {torch.float32: 64, torch.float64: 128}
+_PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
 
 
 def cholesky_inverse_(factor: Tensor) -> Tensor:
@@ -100,14 +100,15 @@ def _inverse_root(factor: Tensor) -> Tensor:
 
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
-    n = root.size(-1)
-    num_blocks = -(-n // _PRODUCT_ROWS[root.dtype])
-    if num_blocks <= 1:
+    n, size = root.size(-1), _PRODUCT_ROWS[root.dtype]
+    if n <= 2 * size:
         return torch.matmul(root.mT, root, out=out)
-    for i in reversed(range(num_blocks)):
-        start, stop = i * n // num_blocks, (i + 1) * n // num_blocks
+    stop = n
+    while stop:
+        start = stop - size if 8 * stop > 9 * size else 0  # no product of a few rows at the end
         rows = root[..., start:stop, :stop]
         add_product_(out[..., :stop, :stop], rows.mT, rows, beta=int(stop < n))
+        stop = start
     return out
 
 

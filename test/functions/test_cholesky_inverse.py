@@ -55,21 +55,19 @@ def test_inverse_is_as_near_to_the_true_one_as_lapacks(n: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("batch_shape", [(), (10,), (2, 5)], ids=str)
 @pytest.mark.parametrize("n", [100, 150, 240, 400])
-def test_sums_over_the_inverse_are_nearly_as_exact_in_float32_as_over_lapacks(
+def test_sums_over_the_inverse_are_as_exact_in_float32_as_over_lapacks(
     n: int, batch_shape: tuple[int, ...], num_threads: int
 ) -> None:
     errors = []
     for seed in range(40 // math.prod(batch_shape)):
         x = torch.rand(*batch_shape, n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         kernel = torch.exp(-torch.cdist(x, x).square())
-        covar = kernel + 0.1 * torch.eye(n, dtype=torch.float64)
-        factor = torch.linalg.cholesky(covar.float())
-        exact_inverse = torch.cholesky_inverse(torch.linalg.cholesky(covar))
-        inverses = exact_inverse, torch.cholesky_inverse(factor), cholesky_inverse_(factor)
+        factor = torch.linalg.cholesky(kernel + 0.1 * torch.eye(n, dtype=torch.float64)).float().mT.contiguous().mT
+        inverses = torch.cholesky_inverse(factor.double()), torch.cholesky_inverse(factor), cholesky_inverse_(factor)
         exact, lapacks, ours = ((inverse.double() * kernel).sum((-2, -1)).flatten() for inverse in inverses)
         errors.append(torch.stack([ours - exact, lapacks - exact], -1).abs() / exact.unsqueeze(-1))
     ours, lapacks = torch.cat(errors).clamp_min(1e-9).log().mean(0).exp()
-    assert ours <= 4 * lapacks
+    assert ours <= 2 * lapacks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
