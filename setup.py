@@ -56,7 +56,7 @@ setup(
     zip_safe=False,
     install_requires=["torch", f"gpytorch>={SUPPORTED[0]},<={SUPPORTED[1]}", "linear_operator"],
     extras_require={
-        "test": [*BENCHMARKS, "pytest", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
+        "test": [*BENCHMARKS, "pytest", "pytest-xdist", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
         "benchmarks": BENCHMARKS,
         "peers": ["tinygp", "jax"],
     },
