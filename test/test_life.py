@@ -109,6 +109,7 @@ def test_fault_in_a_backward_through_a_prediction_leaves_a_model_that_predicts_a
     assert_all_equal(torch.autograd.grad(predict(model, x)[1].sum(), x), expected)
 
 
+@pytest.mark.alone
 @each_kernel
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> None:
@@ -126,6 +127,7 @@ def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> 
     assert_leaves_nothing_behind(work, 5, 200 if kernel == "closed form" else 50)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")
 @each_kernel
 def test_fitting_and_predicting_again_and_again_does_not_grow_the_process(kernel: str) -> None:
