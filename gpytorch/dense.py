@@ -26,6 +26,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
+from ._internals import memoized_names
 from .constraints.unconstrained import CONSTRAINTS, Unconstrained
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
@@ -180,7 +181,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or covar.params
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
-        or ("_memoize_cache" in covar.__dict__ and any(key[0] == "kernel_eval" for key in covar._memoize_cache))
+        or "kernel_eval" in memoized_names(covar)
     ):
         return None
     return closed_form_of(covar.kernel, covar.x1, covar.x2, noise)
@@ -369,4 +370,4 @@ def structured(covar: LinearOperator) -> LinearOperator | None:
 
 def has_factor(covar: LinearOperator) -> bool:
     """Return whether a factorization of the covariance is cached, which upstream would use again."""
-    return any(key[0] in _FACTORS for key in getattr(covar, "_memoize_cache", ()))
+    return not _FACTORS.isdisjoint(memoized_names(covar))

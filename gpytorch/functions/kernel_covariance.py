@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._internals import is_graph_kept, will_execute
 from ._transforms import UntransformedFunction, below_autograd, must_be_differentiable
 from .kernel_matrix import Expression, KernelMatrix, Record, evaluate, plain
 from .parameters import Cotangents
@@ -44,10 +45,7 @@ class KernelCovariance(UntransformedFunction):
         values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if must_be_differentiable(grad):
             return None, *grad_of_plain(lambda *values: plain(ctx.expression, values), values, needed, grad)
-        needed = [
-            need and torch._C._will_engine_execute_node(node)
-            for need, (node, _) in zip(needed, ctx.next_functions, strict=True)
-        ]
+        needed = [need and will_execute(node) for need, (node, _) in zip(needed, ctx.next_functions, strict=True)]
         cotangents = Cotangents(values, needed)
         if ctx.matrix is not None:
             is_last = not is_graph_kept()
@@ -60,11 +58,6 @@ class KernelCovariance(UntransformedFunction):
                 rows = slice(start, stop)
                 matrix.pull_back(cotangents, grad[..., rows, :], rows)
         return (None, *cotangents.sums)
-
-
-def is_graph_kept() -> bool:
-    """Return whether another backward may follow the one that asks."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def grad_of_plain(

@@ -10,6 +10,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
+from .. import _upstream
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..functions.bilinear import Bilinear, indicators
 from ..functions.kernel_matrix import Node, Step, scaled
@@ -189,3 +190,4 @@ _WRITERS: dict[Callable, Callable] = {
     AdditiveKernel.forward: partial(_composite, Node.SUM),
     ProductKernel.forward: partial(_composite, Node.PRODUCT),
 }
+_upstream.stands_for(*_WRITERS, Kernel.__call__, Kernel.covar_dist)

@@ -9,20 +9,30 @@ from typing import Any
 import torch
 from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from .. import settings
+from .. import _upstream, settings
+from .._internals import is_wrapped, memoized_arguments
 from ..constraints.unconstrained import CONSTRAINTS
 from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..functions._transforms import is_transformed
+from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.noise import marginal_noise
 from ..likelihoods.noise_models import FixedGaussianNoise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
 from .cholesky_factor import BorderedFactor, CholeskyFactor, border
+from .exact_gp import parts_of_joint_prior
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
 from .posterior_covariance import PosteriorCovariance, row_blocks_of_tests
+
+_upstream.stands_for(
+    DefaultPredictionStrategy.__init__,
+    DefaultPredictionStrategy._mean_cache,
+    DefaultPredictionStrategy.exact_prediction,
+    DefaultPredictionStrategy.get_fantasy_strategy,
+    LazyEvaluatedKernelTensor.evaluate_kernel,
+)
 
 
 class DensePredictionStrategy(DefaultPredictionStrategy):
@@ -114,7 +124,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         return self._factor(detached, self._states())
 
     def _kept_factors(self) -> list[tuple[bool, tuple]]:
-        return [arguments for name, arguments, _ in getattr(self, "_memoize_cache", ()) if name == "factor"]
+        return memoized_arguments(self, "factor")
 
     def _states(self) -> tuple:
         # What the parameters are of which a factor is made
@@ -199,9 +209,15 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         self,
         test_mean: Tensor,
         test_test_covar: Tensor | LinearOperator | ClosedFormPrior,
-        test_train_covar: Tensor | LinearOperator | ClosedForm,
+        test_train_covar: Tensor | LinearOperator | ClosedForm | None = None,
     ) -> tuple[Tensor, LinearOperator]:
-        """See upstream's. The covariances may be given before they are evaluated."""
+        """See upstream's. The covariances may be given before they are evaluated. Before GPyTorch 1.15.2, mean and
+        covariance are those of training and test points together."""
+        if test_train_covar is None:
+            if not self.takes_tensors():
+                return super().exact_prediction(test_mean, test_test_covar)
+            parts = parts_of_joint_prior(test_mean, test_test_covar, self.num_train)
+            test_mean, test_test_covar, test_train_covar = parts
         # A closed form is what the model gives where it has found that tensors are to be taken.
         if not isinstance(test_train_covar, ClosedForm) and not self.takes_tensors():
             evaluated = (covar.evaluate_kernel() for covar in (test_test_covar, test_train_covar))
@@ -236,7 +252,7 @@ def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
 def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
     # What is set through `.data`, as `module.lengthscale = 0.5` does, counts no version: the values tell. Only where
     # they cannot be read, or not without waiting for a device, does the version.
-    if is_readable and parameter.is_cpu and not is_functorch_wrapped_tensor(parameter):
+    if is_readable and parameter.is_cpu and not is_wrapped(parameter):
         return parameter.numpy(force=True).tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
