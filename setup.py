@@ -65,7 +65,7 @@ setup(
         "linear_operator",
     ],
     extras_require={
-        "test": [*BENCHMARKS, "pytest", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
+        "test": [*BENCHMARKS, "pytest", "pytest-xdist", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
         "benchmarks": BENCHMARKS,
         "peers": ["tinygp", "jax"],
     },
