@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import weakref
 from typing import Any
 
 import torch
@@ -202,7 +203,8 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
 
     def _until_backward(self, cache: Tensor) -> Tensor:
         if cache.grad_fn is not None:
-            cache.grad_fn.register_hook(functools.partial(clear_cache_hook, self))
+            # The graph holds the hook, and this strategy the graph: weakly, or the collector could free none of them.
+            cache.grad_fn.register_hook(functools.partial(_forget, weakref.ref(self)))
         return cache
 
     def exact_prediction(
@@ -237,6 +239,11 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
         return mean, PosteriorCovariance(prior, rows_of, self.factor(kept), shape)
+
+
+def _forget(strategy: weakref.ref[DensePredictionStrategy], *_: Any) -> None:
+    if (alive := strategy()) is not None:
+        clear_cache_hook(alive)
 
 
 def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
