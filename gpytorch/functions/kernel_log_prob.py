@@ -23,6 +23,7 @@ from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
 from .kernel_covariance import grad_of_plain
 from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
+from .one_thread import on_one_thread
 from .parameters import Cotangents, Parameter
 from .stationary import add_product_
 
@@ -47,6 +48,7 @@ class SmallKernelLogProb(UntransformedFunction):
     # by. It is divided here since the engine takes as long over a node as over a small operation.
 
     @staticmethod
+    @on_one_thread(lambda ctx, expression, noises, per, residual, *values: residual.numel() * residual.size(-1))
     @below_autograd
     def forward(
         ctx, expression: Expression, noises: Sequence[Parameter], per: int, residual: Tensor, *values: Tensor
