@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_several(_one_of(KERNELS, {"matern52": "matern"})),
         help="rbf, matern52 or both",
     )
+    parser.add_argument(
+        "--only", type=_several(str), help="only cases with one of these in the name: fit,qLogNEI"
+    )
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")
