@@ -68,5 +68,6 @@ setup(
         "test": [*BENCHMARKS, "pytest", "pytest-xdist", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
         "benchmarks": BENCHMARKS,
         "peers": ["tinygp", "jax"],
+        "ax": ["ax-platform", "pyinstrument"],
     },
 )
