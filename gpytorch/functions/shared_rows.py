@@ -9,6 +9,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from .._internals import num_dispatch_modes
 from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .bilinear import Bilinear
 from .inv_quad_logdet import as_columns
@@ -37,7 +38,7 @@ def num_shared(inputs: Sequence[Tensor], num_cols: int) -> int:
         return 0
     # On a device, to compare is to wait; in a transformation, and under a mode such as that of fake tensors, there is
     # nothing to compare.
-    if not first.is_cpu or is_transformed() or torch._C._len_torch_dispatch_stack() > 0:
+    if not first.is_cpu or is_transformed() or num_dispatch_modes() > 0:
         return 0
     for x in inputs:
         x = x.detach()
