@@ -25,6 +25,8 @@ QUESTIONS = {
     "fantasies": "making fantasies, and their first query",
     "batch": "batches of models",
     "bo": "BoTorch: fit, posterior, acquisition, a whole loop",
+    "ax": "Ax's Client as people run it: seconds of its own work, and whose they are",
+    "threshold": "a step beyond max_cholesky_size: stock's conjugate gradients against exact tensors",
     "peers": "value and gradient, and prediction, against other libraries",
     "accuracy": "rounding errors against a high-precision reference as conditioning worsens",
     "limits": "a step over the factorization alone, over GEMM, over a copy",
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_several(_one_of(KERNELS, {"matern52": "matern"})),
         help="rbf, matern52 or both",
     )
+    parser.add_argument("--only", type=_several(str), help="only cases with one of these in the name: fit,qLogNEI")
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")

@@ -26,13 +26,14 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from . import beta_features, settings
+from ._internals import memoized_names
 from .constraints.unconstrained import CONSTRAINTS, Unconstrained
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import KernelCovariance
-from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, is_structured, of_rows, plain
+from .functions.kernel_covariance import KernelCovariance, no_leaves, plain_block
+from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, is_structured, of_rows
 from .functions.parameters import Parameter
 from .kernels.expression import Terms, write_kernel
 from .kernels.kernel import Kernel
@@ -98,6 +99,13 @@ class ClosedForm:
                 values[slot] = values[slot][..., rows, :]
         return kernel_log_prob.with_noise(_evaluate(self.terms.expression, values), self.noises, values)
 
+    def at_rows(self, rows: Tensor) -> ClosedForm:
+        """Return some of the rows of a matrix that has no noise.
+
+        :param rows: Their numbers.
+        """
+        return ClosedForm(self.terms.at_rows(rows))
+
     @property
     def batch_shape(self) -> torch.Size:
         """The matrix's batch shape."""
@@ -124,23 +132,38 @@ class ClosedFormPrior:
         """Return the matrix (... x N x N) as a tensor with a gradient."""
         if self.cross.terms.matrix_shape[0] == 1:
             return self.diagonal().unsqueeze(-1)
+        return self.block(None, None)
+
+    def block(self, rows: slice | None, cols: slice | None) -> Tensor:
+        """Return a block of the matrix as a tensor with a gradient.
+
+        :param rows: The block's rows, from one number to another.
+        :param cols: The block's columns.
+        """
         terms = self.cross.terms
-        return _evaluate(of_rows(terms.expression), terms.values)
+        return _evaluate(of_rows(terms.expression), terms.values, rows, cols)
 
     def diagonal(self) -> Tensor:
-        """Return its diagonal (... x 1)."""
+        """Return its diagonal (... x N or ... x 1)."""
         terms = self.cross.terms
         return diagonal(terms.expression, terms.values)
 
+    def at(self, rows: Tensor) -> ClosedFormPrior:
+        """Return the covariance matrix of some of the rows.
 
-def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
+        :param rows: Their numbers.
+        """
+        return ClosedFormPrior(self.cross.at_rows(rows))
+
+
+def _evaluate(
+    expression: Expression, values: list[Tensor], rows: slice | None = None, cols: slice | None = None
+) -> Tensor:
     if is_transformed():
-        return plain(expression, values)
+        return plain_block(expression, values, rows, cols)
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        # Views of the leaves, which unlike these can be asked whether a backward reaches them.
-        views = (each.view_as(each) if each.requires_grad and each.is_leaf else each for each in values)
-        return KernelCovariance.apply(expression, *views)
-    return evaluate(KernelMatrix(expression, values))
+        return KernelCovariance.apply(expression, rows, cols, *no_leaves(values))
+    return evaluate(KernelMatrix(expression, values), rows, cols)
 
 
 def note(taken: bool, reason: str) -> bool:
@@ -180,7 +203,7 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
         or covar.params
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
-        or ("_memoize_cache" in covar.__dict__ and any(key[0] == "kernel_eval" for key in covar._memoize_cache))
+        or "kernel_eval" in memoized_names(covar)
     ):
         return None
     return closed_form_of(covar.kernel, covar.x1, covar.x2, noise)
@@ -318,8 +341,10 @@ def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
     return differentiable_cholesky(matrix.detach() if detached else matrix)
 
 
-class _Evaluated:
+class Evaluated:
     """An operator as what :class:`ClosedForm` is for kernels that have none."""
+
+    terms = None  # it has no expression
 
     def __init__(self, covar: LinearOperator) -> None:
         self.covar = covar.evaluate_kernel()
@@ -328,13 +353,22 @@ class _Evaluated:
     def to_dense(self, rows: slice | None = None) -> Tensor:
         return (self.covar if rows is None else self.covar[..., rows, :]).to_dense()
 
+    def block(self, rows: slice | None, cols: slice | None) -> Tensor:
+        return self.covar[..., rows or slice(None), cols or slice(None)].to_dense()
+
     def diagonal(self) -> Tensor:
         return self.covar.diagonal(dim1=-1, dim2=-2)
+
+    def at_rows(self, rows: Tensor) -> Evaluated:
+        return Evaluated(self.covar[..., rows, :])
+
+    def at(self, rows: Tensor) -> Evaluated:
+        return Evaluated(DenseLinearOperator(self.covar.to_dense()[..., rows, :][..., rows]))
 
 
 def unevaluated(
     prior: LinearOperator | Tensor | ClosedFormPrior, cross: LinearOperator | Tensor | ClosedForm
-) -> tuple[ClosedFormPrior | _Evaluated, ClosedForm | _Evaluated]:
+) -> tuple[ClosedFormPrior | Evaluated, ClosedForm | Evaluated]:
     """Return what gives the covariance matrices of a prediction, or parts of them, when asked.
 
     :param prior: K(test, test) (... x M x M).
@@ -345,7 +379,7 @@ def unevaluated(
     prior, cross = to_linear_operator(prior), to_linear_operator(cross)
     form = closed_form(cross)
     if form is None or type(prior) is not type(cross) or prior.kernel is not cross.kernel or prior.x1 is not cross.x1:
-        return _Evaluated(prior), _Evaluated(cross)
+        return Evaluated(prior), Evaluated(cross)
     return ClosedFormPrior(form), form
 
 
@@ -369,4 +403,4 @@ def structured(covar: LinearOperator) -> LinearOperator | None:
 
 def has_factor(covar: LinearOperator) -> bool:
     """Return whether a factorization of the covariance is cached, which upstream would use again."""
-    return any(key[0] in _FACTORS for key in getattr(covar, "_memoize_cache", ()))
+    return not _FACTORS.isdisjoint(memoized_names(covar))

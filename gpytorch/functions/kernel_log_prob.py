@@ -17,11 +17,13 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .. import settings
+from .._internals import is_graph_kept
 from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
-from .kernel_covariance import grad_of_plain, is_graph_kept
+from .kernel_covariance import grad_of_plain
 from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
+from .one_thread import on_one_thread
 from .parameters import Cotangents, Parameter
 from .stationary import add_product_
 
@@ -46,6 +48,7 @@ class SmallKernelLogProb(UntransformedFunction):
     # by. It is divided here since the engine takes as long over a node as over a small operation.
 
     @staticmethod
+    @on_one_thread(lambda ctx, expression, noises, per, residual, *values: residual.numel() * residual.size(-1))
     @below_autograd
     def forward(
         ctx, expression: Expression, noises: Sequence[Parameter], per: int, residual: Tensor, *values: Tensor

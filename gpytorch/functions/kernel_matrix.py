@@ -101,19 +101,25 @@ class KernelMatrix:
         first = self.expression[0]
         return self.values[first.rows].size(-2), self.values[first.cols].size(-2)
 
-    def row_blocks(self) -> list[tuple[int, int]]:
-        """Return the bounds of the blocks of rows in which the matrix is worked through."""
+    def row_blocks(self, rows: Rows = None, cols: Rows = None) -> list[tuple[int, int]]:
+        """Return the bounds of the blocks of rows in which the matrix, or a block of it, is worked through.
+
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        """
         (n, m), first = self.size, self.expression[0]
+        first_row, n = (0, n) if rows is None else (rows.start, rows.stop)
+        m = m if cols is None else cols.stop - cols.start
         x = self.values[first.rows]
         batch = 1
         for slot in first.slots:
             if self.values[slot].dim() > 2:
                 batch = max(batch, self.values[slot].shape[:-2].numel())
         whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
-        if batch * n * m <= whole:
-            return [(0, n)]
-        rows = max(_LEAST_ROWS, block // (batch * m))
-        return [(start, min(start + rows, n)) for start in range(0, n, rows)]
+        if batch * (n - first_row) * m <= whole:
+            return [(first_row, n)]
+        size = max(_LEAST_ROWS, block // (batch * m))
+        return [(start, min(start + size, n)) for start in range(first_row, n, size)]
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, record: Record | None = None) -> Tensor:
         """Return a block of the matrix, in memory of its own.
@@ -195,11 +201,40 @@ class KernelMatrix:
                 stack.append((grad * right, times(weight, right_weight)))
                 stack.append((grad * left, times(weight, left_weight)))
 
+    def slopes(self, record: Record) -> list[tuple[BoundStationary, Tensor, float, Tensor | None]]:
+        """Return, for each stationary kernel in it, the derivative of the matrix in that kernel's squared distances.
+
+        It comes as the kernel, the derivative over c, c, and a factor of both (a scalar, or ... x 1 x 1) or None.
+
+        :param record: What :meth:`evaluate` left of the whole matrix.
+        """
+        found: list[tuple[BoundStationary, Tensor, float, Tensor | None]] = []
+        # What a part of the expression is multiplied by: a matrix, and a factor of that; None for ones
+        stack: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+        for step, kept in zip(reversed(self.expression), reversed(record), strict=True):
+            others, weight = stack.pop()
+            if type(step) is Stationary:
+                _, slope, c, own, _ = kept
+                found.append((self._bind(step), slope if others is None else others * slope, c, times(weight, own)))
+            elif type(step) is Parameter:
+                stack.append((others, times(weight, as_weight(step.of(self.values)))))
+            elif step is Node.SUM:
+                stack += [(others, weight), (others, weight)]
+            elif step is Node.PRODUCT:
+                for other, factor in kept[::-1]:
+                    stack.append((other if others is None else others * other, times(weight, factor)))
+        return found
+
 
 @below_autograd
-def evaluate(matrix: KernelMatrix) -> Tensor:
-    """Return the whole of a matrix, without a gradient."""
-    return _assemble(matrix, upper=False)
+def evaluate(matrix: KernelMatrix, rows: Rows = None, cols: Rows = None) -> Tensor:
+    """Return a matrix, or a block of it, without a gradient.
+
+    :param matrix: The matrix.
+    :param rows: The block's rows.
+    :param cols: The block's columns.
+    """
+    return _assemble(matrix, rows, cols)
 
 
 def evaluate_upper(matrix: KernelMatrix) -> Tensor:
@@ -247,17 +282,16 @@ def _fold(
     return stack.pop()
 
 
-def _assemble(matrix: KernelMatrix, upper: bool) -> Tensor:
-    bounds = matrix.row_blocks()
+def _assemble(matrix: KernelMatrix, rows: Rows = None, cols: Rows = None, upper: bool = False) -> Tensor:
+    bounds = matrix.row_blocks(rows, cols)
     if len(bounds) == 1:
-        return matrix.evaluate()
-    whole = None
+        return matrix.evaluate(rows, cols)
+    whole, (first, _), (_, last) = None, bounds[0], bounds[-1]
     for start, stop in bounds:
-        rows, cols = slice(start, stop), slice(start, None) if upper else None
-        block = matrix.evaluate(rows, cols)
+        block = matrix.evaluate(slice(start, stop), slice(start, None) if upper else cols)
         if whole is None:
-            whole = block.new_empty(*block.shape[:-2], *matrix.size)
-        whole[..., rows, cols or slice(None)] = block
+            whole = block.new_empty(*block.shape[:-2], last - first, block.size(-1))
+        whole[..., start - first : stop - first, start if upper else 0 :] = block
     return whole
 
 

@@ -10,6 +10,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
+from .. import _upstream
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..functions.bilinear import Bilinear, indicators
 from ..functions.kernel_matrix import Node, Step, scaled
@@ -78,6 +79,19 @@ class Terms:
         slot = self.add(x1, 2)
         self.row_slots.append(slot)
         return slot, slot if x1 is x2 else self.add(x2, 2)
+
+    def at_rows(self, rows: Tensor) -> Terms:
+        """Return the same with some of the rows.
+
+        :param rows: Their numbers.
+        """
+        terms = Terms()
+        terms.expression, terms.batch_shapes, terms.row_slots = self.expression, self.batch_shapes, self.row_slots
+        terms.values = [
+            value.index_select(-2, rows) if slot in self.row_slots else value for slot, value in enumerate(self.values)
+        ]
+        terms.matrix_shape = (len(rows), self.matrix_shape[1])
+        return terms
 
     def hold(self, with_cols: bool) -> None:
         """Hold the tensors as they are, for what is read after they are written to.
@@ -189,3 +203,4 @@ _WRITERS: dict[Callable, Callable] = {
     AdditiveKernel.forward: partial(_composite, Node.SUM),
     ProductKernel.forward: partial(_composite, Node.PRODUCT),
 }
+_upstream.stands_for(*_WRITERS, Kernel.__call__, Kernel.covar_dist)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
@@ -19,7 +20,8 @@ from .exact_prediction_strategies import DefaultPredictionStrategy
 _upstream.extend(__name__)
 
 _upstream_call = ExactGP.__call__  # noqa: F821 (from the installed module)
-_upstream_test_prior = ExactGP._get_test_prior_mean_and_covariances  # noqa: F821
+# Before 1.15.2 the call hands the joint prior on: see `DensePredictionStrategy.exact_prediction`.
+_upstream_test_prior = getattr(ExactGP, "_get_test_prior_mean_and_covariances", None)  # noqa: F821
 
 
 @_upstream.replaces(ExactGP)  # noqa: F821
@@ -34,7 +36,6 @@ def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _upstream_call(self, *args, **kwargs)
 
 
-@_upstream.replaces(ExactGP)  # noqa: F821
 def _get_test_prior_mean_and_covariances(
     self, train_inputs: Iterable[Tensor], test_inputs: Iterable[Tensor], **kwargs: Any
 ) -> tuple:
@@ -49,6 +50,10 @@ def _get_test_prior_mean_and_covariances(
         return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
     prior = _test_prior(self, strategy, train_inputs, test_inputs, kwargs)
     return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
+
+
+if _upstream_test_prior is not None:
+    _upstream.replaces(ExactGP)(_get_test_prior_mean_and_covariances)  # noqa: F821
 
 
 def _test_prior(
@@ -114,7 +119,20 @@ def _joint_prior(
         joint_inputs.append(torch.cat(list(parts), dim=-2))
     joint = Module.__call__(model, *joint_inputs, **kwargs)
     num_train = train_inputs[0].size(-2)
-    covar = joint.lazy_covariance_matrix
+    test_shape = torch.Size((joint.event_shape[0] - num_train,))
+    parts = parts_of_joint_prior(joint.loc, joint.lazy_covariance_matrix, num_train)
+    return *parts, joint.batch_shape, test_shape, type(joint)
+
+
+def parts_of_joint_prior(
+    mean: Tensor, covar: LinearOperator, num_train: int
+) -> tuple[Tensor, LinearOperator, LinearOperator]:
+    """Return the mean at test points, and their covariances with themselves and with the training points.
+
+    :param mean: The mean at training and test points (... x N+M).
+    :param covar: Their covariance (... x N+M x N+M).
+    :param num_train: N.
+    """
     test, train = slice(num_train, None), slice(None, num_train)
     if (
         type(covar) is LazyEvaluatedKernelTensor
@@ -127,5 +145,4 @@ def _joint_prior(
         covars = [LazyEvaluatedKernelTensor(tests, x, kernel=covar.kernel, **covar.params) for x in (tests, trains)]
     else:
         covars = [covar[..., test, test], covar[..., test, train]]
-    test_shape = torch.Size((joint.event_shape[0] - num_train,))
-    return joint.loc[..., test], *covars, joint.batch_shape, test_shape, type(joint)
+    return mean[..., test], *covars

@@ -23,7 +23,7 @@ from gpytorch import likelihoods, means, settings
 from gpytorch.dense import ClosedFormPrior
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
-from gpytorch.models import ExactGP, posterior_covariance
+from gpytorch.models import ExactGP, cross_covariance
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
 from gpytorch.models.posterior_covariance import PosteriorCovariance
 from gpytorch.settings import use_torch_tensors
@@ -198,7 +198,7 @@ def test_large_test_sets_go_through_in_blocks(
         prediction = model(x)
         return [prediction.mean, prediction.variance, model.likelihood(prediction).variance]
 
-    monkeypatch.setattr(posterior_covariance, "BLOCK_ELEMENTS", 7 * N)
+    monkeypatch.setattr(cross_covariance, "BLOCK_ELEMENTS", 7 * N)
     both(read, model)
 
 
@@ -260,7 +260,7 @@ def test_prediction_that_is_read_late_is_of_what_was_when_it_was_made(
     blocks: bool, num_test: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks:
-        monkeypatch.setattr(posterior_covariance, "BLOCK_ELEMENTS", 7 * N)
+        monkeypatch.setattr(cross_covariance, "BLOCK_ELEMENTS", 7 * N)
 
     def read() -> list[Tensor]:
         model, x = model_of(KERNELS["rbf ard"]()), inputs(num_test, D, seed=5)
