@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 stacks = runpy.run_path(str(Path(__file__).parent), run_name="stacks")
 
 SUITE = "def test_holds():\n    assert {suite}\n"
@@ -100,6 +103,17 @@ def test_step_that_fails_is_an_error_and_has_a_log(tmp_path: Path) -> None:
 def test_missing_python_is_named() -> None:
     with pytest.raises(stacks["InputError"], match=r"python2\.99 is needed"):
         stacks["python_of"](stacks["Row"]("2.99"))
+
+
+def test_rows_begin_where_the_requirements_begin() -> None:
+    lowest, first = (
+        ast.literal_eval(
+            re.search(r"^SUPPORTED = (\(.*?\))", (ROOT / "gpytorch" / module).read_text(), re.MULTILINE)[1]
+        )[0]
+        for module in ("_internals.py", "_upstream.py")
+    )
+    pins = {pin for row in stacks["ROWS"].values() for pin in row.pins}
+    assert {f"torch=={lowest}.*", f"gpytorch=={first}"} <= pins
 
 
 def test_new_summary_takes_the_place_of_the_rows_old_one(tmp_path: Path) -> None:
