@@ -179,7 +179,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         )
         if not self.takes_tensors():
             return upstreams()
-        reason = reason_for_upstream(full_inputs, full_targets, full_output)
+        reason = reason_for_upstream(self.train_prior_dist, full_inputs, full_targets, full_output)
         if reason is None:
             likelihood = self.likelihood.get_fantasy_likelihood(**kwargs)
             noise = fantasy_noise(likelihood, inputs, full_inputs, full_output.loc.shape, kwargs)
