@@ -443,7 +443,7 @@ def test_main_job_from_the_command_line(tmp_path):
         ("predict", ""),
         ("fantasies", "--dtype float64,float32"),
         ("batch", ""),
-        ("bo", "--only fit_gpytorch,value,qLogNEI,qLogNEHVI,qMES,samples,optimize"),
+        ("bo", "--only tasks,outputs,qMES,samples,loop"),
         ("threshold", "--n 850 --dtype float64"),
         ("peers", "--kernel matern"),
         ("accuracy", "--dtype float64"),
