@@ -83,7 +83,7 @@ DENSE: dict[str, Callable[[], LinearOperator]] = {
     "with two diagonals": lambda: matrix().add_diagonal(vector()).add_diagonal(vector(seed=1)),
     "scaled with jitter": lambda: scaled(matrix()).add_jitter(0.1),
     # Of several matrices upstream makes a dense one, whatever they are.
-    "dense and low rank": lambda: matrix() + low_rank(),
+    "dense and low rank": lambda: ops.SumLinearOperator(matrix(), low_rank()),
     "dense and kronecker and diagonal": lambda: (matrix() + kronecker()).add_diagonal(vector()),
     "low rank and dense, scaled": lambda: scaled(low_rank() + matrix()),
     "product with low rank": lambda: ops.MulLinearOperator(matrix(), low_rank()).add_diagonal(vector()),
