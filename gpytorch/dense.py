@@ -26,8 +26,8 @@ from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import KernelCovariance
 from .functions.given import Given
+from .functions.kernel_covariance import KernelCovariance
 from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, of_rows, plain
 from .functions.parameters import Parameter
 from .kernels.expression import Terms, is_dense_in_parts, is_never_held, write_kernel
@@ -241,7 +241,7 @@ def given(covar: LinearOperator) -> ClosedForm | str:
     """
     if beta_features.checkpoint_kernel.value():
         return "checkpoint_kernel has the kernel evaluated in pieces"
-    evaluated = covar.evaluate_kernel()
+    evaluated = covar.evaluate_kernel() if inherits_factorization(covar) else covar
     structure = structured(evaluated)
     if structure is not None:
         return f"{type(structure).__name__} has structure"
@@ -394,7 +394,7 @@ def structured(covar: LinearOperator) -> LinearOperator | None:
     :return: The part, or None if upstream would factorize a dense matrix.
     """
     kind = type(covar)
-    if has_factor(covar):
+    if has_factor(covar) or not inherits_factorization(covar):
         return covar
     if kind is DenseLinearOperator:
         return None
@@ -403,9 +403,15 @@ def structured(covar: LinearOperator) -> LinearOperator | None:
     if kind is AddedDiagLinearOperator:
         return structured(covar._linear_op)
     is_of_several = sum(isinstance(part, LinearOperator) for part in covar._args) > 1
-    if not is_of_several or any(getattr(kind, name) is not getattr(LinearOperator, name) for name in _FACTORIZES):
-        return covar
-    return covar if is_never_held(covar) else None
+    return None if is_of_several and not is_never_held(covar) else covar
+
+
+def inherits_factorization(covar: LinearOperator) -> bool:
+    """Return whether an operator is factorized as every :obj:`~linear_operator.LinearOperator` is.
+
+    :param covar: The operator, with its kernel evaluated or not.
+    """
+    return all(getattr(type(covar), name) is getattr(LinearOperator, name) for name in _FACTORIZES)
 
 
 def has_factor(covar: LinearOperator) -> bool:
