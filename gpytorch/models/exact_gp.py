@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
@@ -16,6 +15,7 @@ from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..means import ConstantMean
 from ..module import Module
+from . import joint_prior
 from .exact_prediction_strategies import DefaultPredictionStrategy
 
 _upstream.extend(__name__)
@@ -138,29 +138,5 @@ def _joint_prior(
     joint = Module.__call__(model, *joint_inputs, **kwargs)
     num_train = train_inputs[0].size(-2)
     test_shape = torch.Size((joint.event_shape[0] - num_train,))
-    parts = parts_of_joint_prior(joint.loc, joint.lazy_covariance_matrix, num_train)
+    parts = joint_prior.parts(joint.loc, joint.lazy_covariance_matrix, num_train)
     return *parts, joint.batch_shape, test_shape, type(joint)
-
-
-def parts_of_joint_prior(
-    mean: Tensor, covar: LinearOperator, num_train: int
-) -> tuple[Tensor, LinearOperator, LinearOperator]:
-    """Return the mean at test points, and their covariances with themselves and with the training points.
-
-    :param mean: The mean at training and test points (... x N+M).
-    :param covar: Their covariance (... x N+M x N+M).
-    :param num_train: N.
-    """
-    test, train = slice(num_train, None), slice(None, num_train)
-    if (
-        type(covar) is LazyEvaluatedKernelTensor
-        and covar.x1 is covar.x2
-        and not covar.last_dim_is_batch
-        and covar.kernel.num_outputs_per_input(covar.x1, covar.x2) == 1
-    ):
-        # As indexing does it, but with the same rows in both, which then are known to be the same
-        tests, trains = covar.x1[..., test, :], covar.x1[..., train, :]
-        covars = [LazyEvaluatedKernelTensor(tests, x, kernel=covar.kernel, **covar.params) for x in (tests, trains)]
-    else:
-        covars = [covar[..., test, test], covar[..., test, train]]
-    return mean[..., test], *covars
