@@ -25,7 +25,7 @@ N = 8
 BATCH = torch.Size([2])
 goes_by_call = pytest.mark.skipif(
     torch.__version__ < (2, 6),
-    reason="the compiler of torch 2.4 and 2.5 goes past a module's own __call__ to its forward",
+    reason="the compiler of torch 2.4 and 2.5 goes past a module's own call to its forward",
 )
 
 

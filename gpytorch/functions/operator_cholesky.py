@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
 
-from .. import _upstream, settings
+from .. import _upstream, beta_features, settings
 
 _upstream_cholesky = LinearOperator._cholesky
 _upstream_matmul = TriangularLinearOperator.matmul
@@ -20,7 +20,8 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     With :class:`gpytorch.settings.use_torch_tensors` on, the factor of a dense operator stays in the order of columns
     that LAPACK leaves it in, which solves and products take as well, rather than be copied into rows.
     """
-    if settings.use_torch_tensors.off() or self.size(-1) == 1:
+    is_in_pieces = beta_features.checkpoint_kernel.value() > 0
+    if settings.use_torch_tensors.off() or is_in_pieces or self.size(-1) == 1:
         return _upstream_cholesky(self, upper)
     # Asked of what noise is added to, whose evaluation is kept. The sum is made anew each time.
     covar, _ = gpytorch.dense.without_noise(self)
