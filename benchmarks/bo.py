@@ -153,107 +153,106 @@ def _fit(case: Case, outputs: int) -> Task:
     return Task(partial(fit_gpytorch_mll, mll), lambda: (mll.load_state_dict(start), mll.train()), loss)
 
 
-class _Known(NamedTuple):
-    """What a posterior by hand knows beforehand, in the units of the observations (... x N x _)."""
+class _Points(NamedTuple):
+    """Points, scaled (... x q x D), with K(points, X) L^-T (... x q x N) and the posterior mean (... x q)."""
 
-    lengthscale: torch.Tensor
     z: torch.Tensor
-    prior: torch.Tensor
-    factor: torch.Tensor
-    alpha: torch.Tensor
+    half: torch.Tensor
     mean: torch.Tensor
-    constant: torch.Tensor
-    scale: torch.Tensor
-    noise: torch.Tensor
 
 
 class _GPByHand(SingleTaskGP):
     """Its posterior is written by hand, in as few operations of torch as there are.
 
-    Acquisition functions with a cached root ask for training points together with candidates, and read the rows of the
-    latter: of the former all is known beforehand.
+    Acquisition functions with a cached root ask for the points observed together with candidates, and read the rows of
+    the latter: of the former, `observed`, all is known beforehand.
     """
 
+    observed: torch.Tensor | None = None
+
     def posterior(self, X: torch.Tensor, observation_noise: bool = False, **_: object) -> GPyTorchPosterior:
-        known = self._of_training
         X = X.unsqueeze(-3) if self.num_outputs > 1 else X
-        n = known.z.size(-2)
-        first = n if X.size(-2) > n and bool((X[..., :n, :] == self.train_inputs[0]).all()) else 0
-        z = X[..., first:, :] / known.lengthscale
-        cross = known.scale * _rbf(z, known.z)
-        mean = known.constant + (cross @ known.alpha).squeeze(-1)
-        if first:
-            mean = torch.cat([known.mean.expand(*mean.shape[:-1], n), mean], dim=-1)
-        covar = _CovarianceByHand(z, cross, known.prior, known.factor, known.scale, first=first)
+        count = 0 if self.observed is None else self.observed.size(-2)
+        if count and not (X.size(-2) > count and bool((X[..., :count, :] == self.observed).all())):
+            count = 0
+        points = self._at(X[..., count:, :])
+        known = self._known if count else _Points(*(tensor[..., :0, :] for tensor in points[:2]), points.mean[..., :0])
+        mean = torch.cat([known.mean.expand(*points.mean.shape[:-1], count), points.mean], dim=-1)
+        covar = _CovarianceByHand(points.z, points.half, known.z, known.half, self._of_training["scale"])
         if observation_noise:
-            covar = covar.add_diagonal(known.noise[..., 0])
+            covar = covar.add_diagonal(self._of_training["noise"][..., 0])
         if self.num_outputs == 1:
             return GPyTorchPosterior(MultivariateNormal(mean, covar))
         joint = BlockDiagLinearOperator(covar, block_dim=-3)
         return GPyTorchPosterior(MultitaskMultivariateNormal(mean.mT, joint, interleaved=False))
 
+    def _at(self, x: torch.Tensor) -> _Points:
+        known = self._of_training
+        z = x / known["lengthscale"]
+        cross = known["scale"] * _rbf(z, known["z"])
+        mean = known["constant"] + (cross @ known["alpha"]).squeeze(-1)
+        return _Points(z, _solve(known["factor"], cross.mT).mT, mean)
+
     @cached_property
-    def _of_training(self) -> _Known:
+    def _known(self) -> _Points:
+        return self._at(self.observed)
+
+    @cached_property
+    def _of_training(self) -> dict[str, torch.Tensor]:
+        """What the training points leave behind, in the units of the observations (... x N x _)."""
         with torch.no_grad():
             per_output = (-1, 1) if self.num_outputs > 1 else (-1,)
-            shift, deviation = (
-                t.view(per_output) for t in (self.outcome_transform.means, self.outcome_transform.stdvs)
-            )
+            transform = self.outcome_transform
+            shift, deviation = (t.view(per_output) for t in (transform.means, transform.stdvs))
             lengthscale = self.covar_module.lengthscale
             z, scale = self.train_inputs[0] / lengthscale, deviation.square().unsqueeze(-1)
-            prior, noise = scale * _rbf(z, z), scale * self.likelihood.noise.unsqueeze(-1)
-            factor = torch.linalg.cholesky(prior + noise * torch.eye(z.size(-2)).to(z))
+            noise = scale * self.likelihood.noise.unsqueeze(-1)
+            factor = torch.linalg.cholesky(scale * _rbf(z, z) + noise * torch.eye(z.size(-2)).to(z))
             constant = self.mean_module.constant.view(per_output)
             alpha = torch.cholesky_solve((deviation * (self.train_targets - constant)).unsqueeze(-1), factor)
-            constant = shift + deviation * constant
-            mean = constant + (prior @ alpha).squeeze(-1)
-            return _Known(lengthscale, z, prior, factor, alpha, mean, constant, scale, noise)
+            found = {"lengthscale": lengthscale, "z": z, "scale": scale, "noise": noise, "factor": factor}
+            return found | {"alpha": alpha, "constant": shift + deviation * constant}
 
 
 class _CovarianceByHand(LinearOperator):
-    """The posterior covariance of candidates, or of all training points and then candidates."""
+    """The posterior covariance of known points, if any, and then of candidates, whose rows can be read alone."""
 
-    def __init__(self, z, cross, prior, factor, scale, *, first: int):
-        super().__init__(z, cross, prior, factor, scale, first=first)
-        self.z, self.cross, self.prior, self.factor, self.scale, self.first = z, cross, prior, factor, scale, first
+    def __init__(self, z, half, known_z, known_half, scale):
+        super().__init__(z, half, known_z, known_half, scale)
+        self.z, self.half, self.known_z, self.known_half, self.scale = z, half, known_z, known_half, scale
 
     def _size(self) -> torch.Size:
-        m = self.first + self.z.size(-2)
-        return torch.Size((*self.cross.shape[:-2], m, m))
-
-    def _half(self) -> torch.Tensor:
-        return _solve(self.factor, self.cross.mT).mT
+        m = self.known_z.size(-2) + self.z.size(-2)
+        return torch.Size((*self.half.shape[:-2], m, m))
 
     def _diagonal(self) -> torch.Tensor:
-        return (
-            self.to_dense().diagonal(dim1=-2, dim2=-1)
-            if self.first
-            else self.scale[..., 0] - self._half().square().sum(-1)
-        )
+        diagonals = [self.scale[..., 0] - half.square().sum(-1) for half in (self.known_half, self.half)]
+        return torch.cat([diagonals[0].expand(*diagonals[1].shape[:-1], -1), diagonals[1]], dim=-1)
 
     def _rows(self) -> torch.Tensor:
         """Return the rows of the candidates."""
-        half = self._half()
-        own = self.scale * _rbf(self.z, self.z) - half @ half.mT
-        if not self.first:
-            return own
-        weights = _solve(self.factor.mT, half.mT, upper=True).mT
-        return torch.cat([self.cross - weights @ self.prior, own], dim=-1)
+        return torch.cat(
+            [
+                self.scale * _rbf(self.z, z) - self.half @ half.mT
+                for z, half in ((self.known_z, self.known_half), (self.z, self.half))
+            ],
+            dim=-1,
+        )
 
     def to_dense(self) -> torch.Tensor:
-        rows, first = self._rows(), self.first
-        if not first:
+        rows, count = self._rows(), self.known_z.size(-2)
+        if not count:
             return rows
-        known = self.prior - self.prior @ torch.cholesky_solve(self.prior, self.factor)
-        top = torch.cat([known.expand(*rows.shape[:-2], first, first), rows[..., :first].mT], dim=-1)
+        known = self.scale * _rbf(self.known_z, self.known_z) - self.known_half @ self.known_half.mT
+        top = torch.cat([known.expand(*rows.shape[:-2], -1, -1), rows[..., :count].mT], dim=-1)
         return torch.cat([top, rows], dim=-2)
 
     def _getitem(self, row_index: Any, col_index: Any, *batch_indices: Any) -> LinearOperator:
-        start, stop, step = row_index.indices(self.size(-2)) if isinstance(row_index, slice) else (0, 0, 1)
-        if start < self.first or step != 1:
+        count = self.known_z.size(-2)
+        start, stop, step = row_index.indices(self.size(-2)) if isinstance(row_index, slice) else (-1, 0, 1)
+        if start < count or step != 1:
             return DenseLinearOperator(self.to_dense())._getitem(row_index, col_index, *batch_indices)
-        rows = slice(start - self.first, stop - self.first)
-        return DenseLinearOperator(self._rows())._getitem(rows, col_index, *batch_indices)
+        return DenseLinearOperator(self._rows())._getitem(slice(start - count, stop - count), col_index, *batch_indices)
 
     def _transpose_nonbatch(self) -> LinearOperator:
         return self
@@ -262,12 +261,12 @@ class _CovarianceByHand(LinearOperator):
         return self.to_dense() @ rhs
 
 
-def _solve(factor: torch.Tensor, rhs: torch.Tensor, upper: bool = False) -> torch.Tensor:
+def _solve(factor: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
     """Solve for a batch (b x ... x N x q) of right-hand sides as for one of b times as many columns."""
     if rhs.dim() <= factor.dim():
-        return torch.linalg.solve_triangular(factor, rhs, upper=upper)
+        return torch.linalg.solve_triangular(factor, rhs, upper=False)
     columns = rhs.movedim(0, -2)  # ... x N x b x q
-    return torch.linalg.solve_triangular(factor, columns.flatten(-2), upper=upper).view(columns.shape).movedim(-2, 0)
+    return torch.linalg.solve_triangular(factor, columns.flatten(-2), upper=False).view(columns.shape).movedim(-2, 0)
 
 
 def _rbf(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
@@ -283,8 +282,8 @@ def _sampler() -> SobolQMCNormalSampler:
     return SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
 
 
-def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=False)
+def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> acquisition.AcquisitionFunction:
+    return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
 
 
 def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
@@ -292,7 +291,8 @@ def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.Acqui
 
 
 def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return qLogNoisyExpectedHypervolumeImprovement(model, y.min(dim=0).values, x, sampler=_sampler())
+    reference = y.min(dim=0).values
+    return qLogNoisyExpectedHypervolumeImprovement(model, reference, x, sampler=_sampler(), prune_baseline=True)
 
 
 def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
@@ -309,7 +309,6 @@ def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.Acquisiti
 
 
 def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    torch.manual_seed(0)
     return acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x))
 
 
@@ -339,6 +338,9 @@ ACQUISITIONS = {
     "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4),
     "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1),
     "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4),
+    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(
+        partial(_q_log_nei, prune=False), 1, (200, 500)
+    ),
     "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, (200, 500), 2),
     "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(_q_log_nehvi, 1, (200, 500), 2, _model_list),
     "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, (200, 500), by_hand=False),
@@ -348,7 +350,11 @@ ACQUISITIONS = {
 
 def _acquisition(case: Case, asked: Acquisition, by_hand: bool) -> Task:
     x, y = _observations(case, asked.outputs)
-    function = asked.make((_GPByHand if by_hand else asked.model)(x, y).eval(), x, y)
+    model = (_GPByHand if by_hand else asked.model)(x, y).eval()
+    torch.manual_seed(0)  # which points a function prunes, or what it discretizes, is drawn
+    function = asked.make(model, x, y)
+    if by_hand:
+        model.observed = getattr(function, "X_baseline", None)
     points = _points(case, CANDIDATES * asked.q).flip(0).view(CANDIDATES, asked.q, D).add(0.01).requires_grad_(True)
 
     def evaluate() -> torch.Tensor:
@@ -480,10 +486,11 @@ def tables(rows: list[Row]) -> list[Table]:
         ["task", "n", "stock (ms)", "tensors (ms)", "ratio", f"stock / {BY_HAND}", "distance of results"],
         _lines,
         f"Medians and [20 %, 80 %] quantiles, in turn. {BY_HAND.capitalize()}: of a model whose posterior is a few "
-        "operations of torch, with nothing of GPyTorch's in between; what it knows of training points it knows of them "
-        f"among test points, too. Samples: {SAMPLES}; fantasies of qKG: {FANTASIES}; no function prunes the points "
-        "observed. Distance: of the numbers found, relative; of a fit the loss at its end; in the loop, of what the "
-        "candidates of both ways are worth to stock's acquisition function, each round from the same data. The loop "
+        "operations of torch, with nothing of GPyTorch's in between, and which knows the points observed among those "
+        f"that it is asked for. Samples: {SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions "
+        "keep of the points observed those that may be best. Distance: of the numbers found, relative; of a fit the "
+        "loss at its end; in the loop, of what the candidates of both ways are worth to stock's acquisition function, "
+        "each round from the same data. The loop "
         f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
     )
 

@@ -476,6 +476,7 @@ def test_posterior_by_hand_is_the_posterior(outputs):
     case = Case("bo", bo.STEP, 12, bo.D, "float64", "cpu")
     x, y = bo._observations(case, outputs)
     by_hand, model = bo._GPByHand(x, y).eval(), bo.SingleTaskGP(x, y).eval()
+    by_hand.observed = x
     candidates = torch.rand(5, 3, bo.D, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     for points in (candidates, torch.cat([x.expand(5, -1, -1), candidates], dim=-2)):
         for noise in (False, True):
