@@ -67,6 +67,7 @@ setup(
     extras_require={
         "test": [*BENCHMARKS, "pytest", "pytest-xdist", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
         "benchmarks": BENCHMARKS,
+        "fully_bayesian": ["botorch[fully_bayesian]"],  # tests that are skipped without it
         "peers": ["tinygp", "jax"],
         "ax": ["ax-platform", "pyinstrument"],
     },

@@ -186,7 +186,7 @@ class _GPByHand(SingleTaskGP):
             mean = torch.cat([known.mean.expand(*mean.shape[:-1], n), mean], dim=-1)
         covar = _CovarianceByHand(z, cross, known.prior, known.factor, known.scale, first=first)
         if observation_noise:
-            covar = covar.add_jitter(known.noise)
+            covar = covar.add_diagonal(known.noise[..., 0])
         if self.num_outputs == 1:
             return GPyTorchPosterior(MultivariateNormal(mean, covar))
         joint = BlockDiagLinearOperator(covar, block_dim=-3)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _upstream, settings
-from ._internals import conversion_code
+from . import _internals, _upstream, settings
 from .constraints import Interval
 
 _upstream.extend(__name__)
@@ -83,7 +82,8 @@ def _apply(self, fn, recurse=True):
     asks at every evaluation.
     """
     # Another function might write to the tensors, or draw numbers: it is not to be tried.
-    is_conversion = conversion_code is not None and getattr(fn, "__code__", None) is conversion_code
+    conversion = _internals.conversion_code
+    is_conversion = conversion is not None and getattr(fn, "__code__", None) is conversion
     if is_conversion and recurse and settings.use_torch_tensors.on() and not _makes_new_parameters():
         with torch.no_grad():
             if _stays(self, fn):

@@ -41,7 +41,7 @@ from benchmarks import (
     ways,
 )
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks.apart import measure_apart
+from benchmarks.apart import measure_apart, run_apart
 from benchmarks.data import load
 from benchmarks.options import InputError, Options
 from benchmarks.row import Case, Row
@@ -443,7 +443,7 @@ def test_main_job_from_the_command_line(tmp_path):
         ("predict", ""),
         ("fantasies", "--dtype float64,float32"),
         ("batch", ""),
-        ("bo", "--only fit_gpytorch,value,qLogNEI,qLogNEHVI,qMES,samples,optimize"),
+        ("bo", "--only tasks,outputs,qMES,samples,loop"),
         ("threshold", "--n 850 --dtype float64"),
         ("peers", "--kernel matern"),
         ("accuracy", "--dtype float64"),
@@ -514,15 +514,39 @@ class TestAx:
         shares = ax._shares([(stack, 0.5) for stack in frames])
         assert shares == {"GPyTorch": 0, "BoTorch": 0.25, "SciPy": 0.25, "Ax": 0.25, ax.BACKWARD: 0.25}
 
-    def test_loop(self, tmp_path):
+    def test_rows_of_both_ways(self, tmp_path, monkeypatch):
         pytest.importorskip("ax")
-        (case,) = [c for c in ax.cases(Options(quick=True)) if c.case == "mixed space with OPENBLAS_NUM_THREADS=1"]
-        rows = ax.measure(case, Options(quick=True), lambda fraction: None)
-        assert [(row.provider, row.mode) for row in rows] == [
-            (way, mode) for way in ("stock", "tensors") for mode in (ax.FIRST, ax.OTHERS)
+        asked = []
+
+        def run_apart(work, space, trials, seed, is_profiled, environment):
+            asked.append((space, is_profiled, environment))
+            speed = 1 if environment["GPYTORCH_USE_TORCH_TENSORS"] == "on" else 2
+            shares = dict.fromkeys((*ax.PACKAGES, ax.BACKWARD), 0.2) if is_profiled else {}
+            return ax.Loop([0.5 * speed] * 5 + [9.0] + [speed] * 8, 5, 1.0, shares)
+
+        monkeypatch.setattr(ax, "run_apart", run_apart)
+        monkeypatch.setattr(ax, "find_spec", lambda name: name)
+        (case,) = [c for c in ax.cases(Options()) if c.case == "mixed space with OPENBLAS_NUM_THREADS=1"]
+        rows = ax.measure(case, Options(), lambda fraction: None)
+        assert [(row.provider, row.mode, row.p50) for row in rows] == [
+            ("stock", ax.FIRST, 9),
+            ("stock", ax.OTHERS, 21),
+            ("tensors", ax.FIRST, 9),
+            ("tensors", ax.OTHERS, 10.5),
         ]
-        assert all(0 < row.p20 <= row.p50 <= row.p80 for row in rows)
-        assert ax.tables(rows) and ax.remarks(rows) and ax.pictures(rows, tmp_path)
+        assert len(asked) == 2 * ax.ROUNDS + 2
+        assert all(space == ax.MIXED and said["OPENBLAS_NUM_THREADS"] == "1" for space, _, said in asked)
+        first, others, shares = ax.tables(rows)
+        assert [table.lines[0][-1] for table in (first, others)] == ["1.00", "2.00"] and len(shares.lines) == 2
+        assert "2.00 times as fast" in ax.remarks(rows)[0] and len(ax.pictures(rows, tmp_path)) == 1
+
+    def test_loop(self):
+        for name in ("ax", "pyinstrument"):
+            pytest.importorskip(name)
+        ran = run_apart(ax.loop, ax.MIXED, 7, 0, True, environment={"GPYTORCH_USE_TORCH_TENSORS": "on"})
+        assert len(ran.seconds) == 7 and 0 < ran.first < 6
+        assert 0 < ran.best < 3.33 and sum(ran.shares.values()) == pytest.approx(1)
+        assert ran.shares["GPyTorch"] > 0.05 and ran.shares["BoTorch"] > 0.05
 
 
 @pytest.mark.parametrize("way, border", [("stock", False), ("tensors", True)])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._transforms import below_autograd
 from .bilinear import Bilinear
+from .given import Given
 from .parameters import Cotangents, Parameter
 from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, times
 
@@ -33,7 +34,7 @@ class Node(Enum):
 
 
 #: A matrix; a scale, of the last matrix; or what is made of the last two.
-Step = Stationary | Bilinear | Parameter | Node
+Step = Stationary | Bilinear | Given | Parameter | Node
 
 Expression = Sequence[Step]
 
@@ -62,21 +63,6 @@ def of_rows(expression: Expression) -> Expression:
     return [step.with_cols(step.rows) if isinstance(step, Stationary | Bilinear) else step for step in expression]
 
 
-def is_structured(expression: Expression) -> bool:
-    """Return whether upstream keeps a structure that the matrix has: a covariance of labels is interpolated, a product
-    with a dense matrix is dense, a sum keeps what its parts have."""
-    stack: list[bool] = []
-    for step in expression:
-        if type(step) is Stationary:
-            stack.append(False)
-        elif type(step) is Bilinear:
-            stack.append(True)
-        elif type(step) is not Parameter:
-            parts = stack.pop(), stack.pop()
-            stack.append(all(parts) if step is Node.PRODUCT else any(parts))
-    return stack.pop()
-
-
 class KernelMatrix:
     """An expression and its tensors.
 
@@ -98,8 +84,7 @@ class KernelMatrix:
     @property
     def size(self) -> tuple[int, int]:
         """The number of rows and of columns."""
-        first = self.expression[0]
-        return self.values[first.rows].size(-2), self.values[first.cols].size(-2)
+        return self.expression[0].size(self.values)
 
     def row_blocks(self, rows: Rows = None, cols: Rows = None) -> list[tuple[int, int]]:
         """Return the bounds of the blocks of rows in which the matrix, or a block of it, is worked through.
@@ -110,12 +95,13 @@ class KernelMatrix:
         (n, m), first = self.size, self.expression[0]
         first_row, n = (0, n) if rows is None else (rows.start, rows.stop)
         m = m if cols is None else cols.stop - cols.start
-        x = self.values[first.rows]
-        batch = 1
+        if type(first) is Given and len(self.expression) == 1:
+            return [(first_row, n)]  # it is there already
+        device, batch = self.values[first.slots[0]].device, 1
         for slot in first.slots:
             if self.values[slot].dim() > 2:
                 batch = max(batch, self.values[slot].shape[:-2].numel())
-        whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
+        whole, block = _ELEMENTS.get(device.type, _ELEMENTS["cpu"])
         if batch * (n - first_row) * m <= whole:
             return [(first_row, n)]
         size = max(_LEAST_ROWS, block // (batch * m))
@@ -141,6 +127,9 @@ class KernelMatrix:
                 stack.append((kept[0], kept[3]))
             elif type(step) is Bilinear:
                 stack.append((step.evaluate(self.values, rows, cols), None))
+            elif type(step) is Given:
+                block = step.evaluate(self.values, rows, cols)
+                stack.append((block.clone() if record is None else block, None))  # without a record it is overwritten
             elif type(step) is Parameter:
                 kept = block, weight = stack.pop()
                 stack.append((block, times(weight, as_weight(step.of(self.values)))))
@@ -188,6 +177,8 @@ class KernelMatrix:
                 step.pull_back(cotangents, grad, weight, kept, self._bind, rows, cols, symmetric, overwrite)
             elif type(step) is Bilinear:
                 step.pull_back(cotangents, grad, weight, self.values, rows, cols)
+            elif type(step) is Given:
+                step.pull_back(cotangents, grad, weight, rows, cols)
             elif type(step) is Parameter:
                 if cotangents.needed[step.slot]:
                     block, inner = kept
@@ -248,7 +239,7 @@ def plain(expression: Expression, values: Sequence[Tensor]) -> Tensor:
     :param expression: The expression.
     :param values: Its tensors.
     """
-    of_leaf = {Stationary: Stationary.plain, Bilinear: Bilinear.evaluate}
+    of_leaf = {Stationary: Stationary.plain, Bilinear: Bilinear.evaluate, Given: Given.evaluate}
     return _fold(expression, values, of_leaf, as_weight)
 
 

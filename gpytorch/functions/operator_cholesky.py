@@ -22,10 +22,12 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     """
     if settings.use_torch_tensors.off() or self.size(-1) == 1:
         return _upstream_cholesky(self, upper)
-    evaluated = self.evaluate_kernel()
-    if gpytorch.dense.structured(evaluated) is not None:
-        return _upstream_cholesky(evaluated, upper)
-    return TriangularLinearOperator(psd_safe_cholesky(evaluated.to_dense(), upper=upper), upper=upper)
+    # Asked of what noise is added to, whose evaluation is kept. The sum is made anew each time.
+    covar, _ = gpytorch.dense.without_noise(self)
+    is_dense = gpytorch.dense.inherits_factorization(covar)
+    if not is_dense or gpytorch.dense.structured(covar.evaluate_kernel()) is not None:
+        return _upstream_cholesky(self, upper)
+    return TriangularLinearOperator(psd_safe_cholesky(self.evaluate_kernel().to_dense(), upper=upper), upper=upper)
 
 
 @_upstream.replaces(TriangularLinearOperator)

@@ -22,9 +22,9 @@ from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.noise import marginal_noise
 from ..likelihoods.noise_models import FixedGaussianNoise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
+from . import joint_prior
 from .cholesky_factor import BorderedFactor, CholeskyFactor, border
 from .cross_covariance import CrossCovariance
-from .exact_gp import parts_of_joint_prior
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
 from .posterior_covariance import PosteriorCovariance
@@ -179,7 +179,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         )
         if not self.takes_tensors():
             return upstreams()
-        reason = reason_for_upstream(full_inputs, full_targets, full_output)
+        reason = reason_for_upstream(self.train_prior_dist, full_inputs, full_targets, full_output)
         if reason is None:
             likelihood = self.likelihood.get_fantasy_likelihood(**kwargs)
             noise = fantasy_noise(likelihood, inputs, full_inputs, full_output.loc.shape, kwargs)
@@ -227,7 +227,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         if test_train_covar is None:
             if not self.takes_tensors():
                 return super().exact_prediction(test_mean, test_test_covar)
-            parts = parts_of_joint_prior(test_mean, test_test_covar, self.num_train)
+            parts = joint_prior.parts(test_mean, test_test_covar, self.num_train)
             test_mean, test_test_covar, test_train_covar = parts
         # A closed form is what the model gives where it has found that tensors are to be taken.
         if not isinstance(test_train_covar, ClosedForm) and not self.takes_tensors():

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
@@ -14,7 +13,9 @@ import gpytorch  # whose `dense` imports this package
 from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
+from ..means import ConstantMean
 from ..module import Module
+from . import joint_prior
 from .exact_prediction_strategies import DefaultPredictionStrategy
 
 _upstream.extend(__name__)
@@ -41,8 +42,8 @@ def _get_test_prior_mean_and_covariances(
 ) -> tuple:
     """
     With :class:`gpytorch.settings.use_torch_tensors` on and a training covariance that is factorized as a tensor, the
-    covariances are returned before they are evaluated. Where the model hands its inputs to its kernel as they are, the
-    training inputs do not go through the model again.
+    covariances are returned before they are evaluated. Where the model has a constant mean and hands its inputs to its
+    kernel as they are, the training inputs do not go through the model again.
     """
     strategy = self.prediction_strategy
     takes_tensors = getattr(strategy, "takes_tensors", None)  # one of our own
@@ -72,12 +73,15 @@ def _test_prior(
     # Upstream puts them into one tensor, which is an error, or of the wider of two types.
     if test_input.shape[-1] != train_input.shape[-1] or test_input.dtype is not train_input.dtype:
         return None
-    if not _is_of(train_covar, own_input):
+    # Another mean may be one of all the points that it is given.
+    if not (isinstance(train_prior_dist.loc._base, torch.nn.Parameter) and _is_of(train_covar, own_input)):
         return None
     prior = Module.__call__(model, test_input, **kwargs)
     if type(prior) is not MultivariateNormal or not prior.islazy or not _is_of(prior._covar, test_input):
         return None
     test_covar = prior._covar
+    if not (_has_constant(model, prior.loc) and _has_same_kernel(model, train_covar.kernel, test_covar.kernel)):
+        return None
     columns = train_covar.x2
     if columns is test_covar.x1:
         # A view, so that the matrix is not one of the training inputs with themselves: its rows are to be taken apart
@@ -92,6 +96,20 @@ def _test_prior(
     if train_prior_dist.batch_shape not in (batch_shape, ()):
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
     return prior.loc, test_covar, cross_covar, batch_shape, prior.event_shape, MultivariateNormal
+
+
+def _has_constant(model: ExactGP, mean: Tensor) -> bool:  # noqa: F821
+    # Whether a mean is no function of the points: a view of the constant of one of the model's means
+    children = model._modules.values()
+    return any(isinstance(each, ConstantMean) and each._parameters["raw_constant"] is mean._base for each in children)
+
+
+def _has_same_kernel(model: ExactGP, train_kernel: Module, test_kernel: Module) -> bool:  # noqa: F821
+    # Whether the choice of the kernel is no function of the points. A model of fantasies has a copy of the kernel.
+    if test_kernel is train_kernel:
+        return True
+    kernels = [each for each in model._modules.values() if isinstance(each, gpytorch.kernels.Kernel)]
+    return len(kernels) == 1 and kernels[0] is test_kernel
 
 
 def _is_of(covar: Any, inputs: Tensor) -> bool:
@@ -120,29 +138,5 @@ def _joint_prior(
     joint = Module.__call__(model, *joint_inputs, **kwargs)
     num_train = train_inputs[0].size(-2)
     test_shape = torch.Size((joint.event_shape[0] - num_train,))
-    parts = parts_of_joint_prior(joint.loc, joint.lazy_covariance_matrix, num_train)
+    parts = joint_prior.parts(joint.loc, joint.lazy_covariance_matrix, num_train)
     return *parts, joint.batch_shape, test_shape, type(joint)
-
-
-def parts_of_joint_prior(
-    mean: Tensor, covar: LinearOperator, num_train: int
-) -> tuple[Tensor, LinearOperator, LinearOperator]:
-    """Return the mean at test points, and their covariances with themselves and with the training points.
-
-    :param mean: The mean at training and test points (... x N+M).
-    :param covar: Their covariance (... x N+M x N+M).
-    :param num_train: N.
-    """
-    test, train = slice(num_train, None), slice(None, num_train)
-    if (
-        type(covar) is LazyEvaluatedKernelTensor
-        and covar.x1 is covar.x2
-        and not covar.last_dim_is_batch
-        and covar.kernel.num_outputs_per_input(covar.x1, covar.x2) == 1
-    ):
-        # As indexing does it, but with the same rows in both, which then are known to be the same
-        tests, trains = covar.x1[..., test, :], covar.x1[..., train, :]
-        covars = [LazyEvaluatedKernelTensor(tests, x, kernel=covar.kernel, **covar.params) for x in (tests, trains)]
-    else:
-        covars = [covar[..., test, test], covar[..., test, train]]
-    return mean[..., test], *covars
