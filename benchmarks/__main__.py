@@ -19,6 +19,7 @@ MAIN_JOB = "uci"
 QUESTIONS = {
     "uci": "the main job: train on real data with the flag off and on (runs if no question is given)",
     "train": "time of a training step against n",
+    "kernels": "a training step with every kernel, and what could be had by hand (--sets picks kernels)",
     "attribution": "where the gain comes from: copy, operators, closed-form backward, kernel",
     "memory": "peak memory of a training step and of a prediction; the largest n that trains in a given memory",
     "predict": "time and memory of predictions, first and later calls",
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true", help="measure again what is on record already")
     real = parser.add_argument_group("real data (uci)")
     real.add_argument("--data", type=Path, help="folder of folders with data.csv.gz and test_mask.csv.gz")
-    real.add_argument("--sets", type=_several(str), help="only these of the data sets: energy,wine")
+    real.add_argument("--sets", type=_several(str), help="only these data sets: energy,wine (kernels: these kernels)")
     real.add_argument("--split", type=int, default=0, help="column of test_mask.csv.gz (default: 0)")
     real.add_argument("--csv", type=Path, help="a table of yours, with a header; a fifth of its rows is for testing")
     real.add_argument("--target", help="the table's column to predict; all others are inputs")

@@ -17,6 +17,7 @@ from .run import answer
 from .show import conditions, listed, markdown_table, milliseconds, say
 from .ways import STOCK, TENSORS
 
+BEYOND = "Beyond max_cholesky_size"
 SECTIONS = {
     "train": "Training",
     "attribution": "Where the gain comes from",
@@ -25,7 +26,7 @@ SECTIONS = {
     "fantasies": "Fantasies",
     "batch": "Batches of models",
     "bo": "BoTorch",
-    "threshold": "Beyond max_cholesky_size",
+    "threshold": BEYOND,
     "uci": "Training on real data",
 }
 MARGIN = 0.05  # gains and losses of less are within what a run repeats to
@@ -137,7 +138,7 @@ def in_short(answers: dict[str, list[Row]]) -> str:
         "`GPYTORCH_USE_TORCH_TENSORS=on python your_script.py`, or `with gpytorch.settings.use_torch_tensors():`.\n\n"
         "All was measured with Cholesky at every n. Left to itself GPyTorch goes over from Cholesky to conjugate "
         "gradients beyond `gpytorch.settings.max_cholesky_size`, which is 800, and there the flag changes nothing: "
-        f"raise that setting to use it. Up to which n that pays stands under '{SECTIONS['threshold']}'. BoTorch raises "
+        f"raise that setting to use it. Up to which n that pays stands under '{BEYOND}'. BoTorch raises "
         "it to 4,096."
     )
 

@@ -445,7 +445,8 @@ def inherits_factorization(covar: LinearOperator) -> bool:
 
     :param covar: The operator, with its kernel evaluated or not.
     """
-    return all(getattr(type(covar), name) is getattr(LinearOperator, name) for name in _FACTORIZES)
+    kind = type(covar)
+    return [getattr(kind, name) for name in _FACTORIZES] == [getattr(LinearOperator, name) for name in _FACTORIZES]
 
 
 def has_factor(covar: LinearOperator) -> bool:

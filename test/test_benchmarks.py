@@ -438,6 +438,7 @@ def test_main_job_from_the_command_line(tmp_path):
     "question, words",
     [
         ("train", "--kernel matern52 --dtype float32"),
+        ("kernels", "--sets RBF,polynomial,linear"),
         ("attribution", "--kernel rbf"),
         ("memory", "--memory 1,2"),
         ("predict", ""),
