@@ -18,39 +18,47 @@ from .kernel_matrix import Expression, KernelMatrix, Node, Record, plain
 from .parameters import Cotangents, Parameter
 from .stationary import BoundStationary, Stationary
 
-# Below the first number of elements, to look for what is shared takes longer than to evaluate it; above the second it
-# takes too much memory to keep.
-FEW, MANY = 2**14, 2**22
+# With fewer elements, to look for what is shared takes longer than to evaluate it.
+FEW = 2**14
 
-# Points, or models, of which a model remembers what it has evaluated
-NUM_KEPT = 2
+# A model remembers what it has evaluated of the last few points, or hyperparameters, if that has no more elements.
+NUM_KEPT, MANY_KEPT = 2, 2**20
 
 
-def num_shared(inputs: Sequence[Tensor], num_cols: int) -> int:
-    """Return how many of the first points are the same in a whole batch, where it is worth while to know.
+def num_shared(expression: Expression, values: Sequence[Tensor], row_slots: Sequence[int]) -> int:
+    """Return how many of the first points of the rows are the same in a whole batch, if it is worth while to know.
 
-    :param inputs: The points (each ... x M x D).
-    :param num_cols: The number of points that they are to be compared with.
+    :param expression: The covariance matrix in terms of `values`.
+    :param values: The tensors that it is made of.
+    :param row_slots: Where the inputs of the rows stand among them.
     """
-    first = inputs[0]
-    num_points = first.size(-2)
-    if first.shape[:-1].numel() * num_cols < FEW or first.dim() < 3 or num_points == 1:
+    inputs = [values[slot] for slot in row_slots]
+    cols = [values[step.cols] for step in expression if isinstance(step, Stationary | Bilinear)]
+    first, num_cols = inputs[0], cols[0].size(-2)
+    num_batch, num_points = first.shape[:-2].numel(), first.size(-2)
+    if num_batch * num_points * num_cols < FEW or first.dim() < 3 or num_points == 1:
         return 0
     # On a device, to compare is to wait; in a transformation, and under a mode such as that of fake tensors, there is
     # nothing to compare.
     if not first.is_cpu or is_transformed() or num_dispatch_modes() > 0:
         return 0
+    if not all(isinstance(step, Stationary | Bilinear | Parameter | Node) for step in expression):
+        return 0
     for x in inputs:
-        x = x.detach()
-        for dim, stride in enumerate(x.stride()[:-2]):
-            if stride == 0:
-                x = x.narrow(dim, 0, 1)
-        x = x.flatten(0, -3)
-        differs = (x[1:] != x[0]).sum((0, -1)).tolist() if len(x) > 1 else ()
-        num_points = min(num_points, next(compress(range(num_points), differs), num_points))
-    num_batch = first.shape[:-2].numel()
-    is_worth_it = num_points * (num_batch - 1) * num_cols >= FEW and num_points * num_cols <= MANY
-    return num_points if is_worth_it else 0
+        num_points = min(num_points, _num_same(x.detach()))
+    num_models = max(x.shape[:-2].numel() for x in cols)
+    return num_points if num_points * (num_batch - num_models) * num_cols >= FEW else 0
+
+
+def _num_same(x: Tensor) -> int:
+    for dim, stride in enumerate(x.stride()[:-2]):
+        if stride == 0:
+            x = x.narrow(dim, 0, 1)
+    x = x.flatten(0, -3)
+    num_points = x.size(-2)
+    if len(x) == 1:
+        return num_points
+    return next(compress(range(num_points), (x[1:] != x[0]).sum((0, -1)).tolist()), num_points)
 
 
 class SharedRows:
@@ -96,7 +104,7 @@ class SharedRowsOfModel:
                 return made
         values = [value.clone() for value in values]
         made = SharedRows(expression, values)
-        if not torch.is_inference_mode_enabled():  # what is made there is of no use outside
+        if made.covar.numel() <= MANY_KEPT and not torch.is_inference_mode_enabled():  # which would make it no use
             self._kept = ((written, values, made), *self._kept[: NUM_KEPT - 1])
         return made
 

@@ -2,6 +2,7 @@ r"""The covariance of test points with the training points, of which no more is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +42,8 @@ class EvaluatedRows:
     :param matrix: The matrix (... x M x N).
     """
 
-    blocks: list[slice | None] = [None]  # noqa: RUF012 (of every instance)
+    blocks: Sequence[slice | None] = (None,)
+    first_own = 0
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
@@ -69,6 +71,8 @@ class CrossCovariance:
     :param covar: The matrix, before it is evaluated.
     :param shared: What the model remembers of such rows.
     :param is_read_later: Whether more than the product with one vector, at once, may be read.
+    :ivar blocks: The blocks in which all rows should be asked for.
+    :ivar first_own: The number of rows that are the same in the whole batch: the others are at hand.
     """
 
     def __init__(self, covar: ClosedForm | Evaluated, shared: SharedRowsOfModel, is_read_later: bool) -> None:
@@ -77,7 +81,10 @@ class CrossCovariance:
         self._all: Tensor | None = None
         terms = covar.terms
         if is_read_later and terms is not None:
-            num_rows = num_shared([terms.values[slot] for slot in terms.row_slots], self.shape[-1])
+            num_rows = num_shared(terms.expression, terms.values, terms.row_slots)
+            own = torch.Size((*self.shape[:-2], self.shape[-2] - num_rows, self.shape[-1]))
+            if max(own.numel(), num_rows * self.shape[-1]) > BLOCK_ELEMENTS:
+                num_rows = 0
             terms.hold(with_cols=num_rows > 0 or len(self.blocks) > 1)  # an optimizer may step before it is read
             if num_rows > 0:
                 self._share(terms, num_rows, shared)
@@ -103,8 +110,7 @@ class CrossCovariance:
         if self._all is None and rows is not None:
             if rows.start >= self.first_own > 0:
                 return self._own[..., rows.start - self.first_own : rows.stop - self.first_own, :]
-            if len(self.blocks) > 1:
-                return self.covar.to_dense(rows)
+            return self.covar.to_dense(rows)
         if self._all is None:
             self._all = self.covar.to_dense()
         return self._all if rows is None else self._all[..., rows, :]
@@ -143,8 +149,6 @@ class CrossCovariance:
 
         :param rows: Their numbers.
         """
-        if self._all is None and self.first_own > 0 and (rows >= self.first_own).all():
-            return EvaluatedRows(self._own.index_select(-2, rows - self.first_own))
-        if self._all is None and len(self.blocks) > 1:
+        if self._all is None:
             return EvaluatedRows(self.covar.at_rows(rows).to_dense())
-        return EvaluatedRows(self.rows().index_select(-2, rows))
+        return EvaluatedRows(self._all.index_select(-2, rows))

@@ -74,6 +74,7 @@ class Conditional:
         self.prior, self.cross, self.factor, self.shape = prior, cross, factor, shape
         self._is_grad_enabled = torch.is_grad_enabled()
         self._whole: Tensor | None = None
+        self._diagonal: Tensor | None = None
         # The last block that was read: the outputs of a model are read one by one, and are one block
         self._last: tuple[tuple[range, range], Tensor] | None = None
 
@@ -111,12 +112,14 @@ class Conditional:
 
     def diagonal(self) -> Tensor:
         """Return the whole diagonal."""
-        with torch.set_grad_enabled(self._is_grad_enabled):
-            blocks = self.cross.blocks
-            explained = [explained_covariance(self.cross.rows(rows), self.factor, is_diagonal=True) for rows in blocks]
-            explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
-            diagonal = self.prior.diagonal() - explained
-            return diagonal if diagonal.shape == self.shape[:-1] else diagonal.expand(self.shape[:-1])
+        if self._diagonal is None:
+            cross, factor, shape = self.cross, self.factor, self.shape[:-1]
+            with torch.set_grad_enabled(self._is_grad_enabled):
+                explained = [explained_covariance(cross.rows(rows), factor, is_diagonal=True) for rows in cross.blocks]
+                explained = explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1)
+                diagonal = self.prior.diagonal() - explained
+                self._diagonal = diagonal if diagonal.shape == shape else diagonal.expand(shape)
+        return self._diagonal
 
     def diagonal_at(self, rows: Numbers) -> Tensor:
         """Return the diagonal in some rows.
@@ -140,7 +143,7 @@ class Conditional:
         first, last = min(rows.start, cols.start), max(rows.stop, cols.stop)
         if rows == cols:
             explained = explained_covariance(cross.rows(rows), factor, is_diagonal=False)
-        elif 2 * num_rows > last - first:
+        elif 2 * num_rows > last - first and first >= cross.first_own:
             # One solve for all is less work than two for the rows.
             half = factor.half_solve(cross.rows(slice(first, last)).mT)
             left, right = (half[..., part.start - first : part.stop - first] for part in (rows, cols))
@@ -270,7 +273,7 @@ class LazyCovariance(LinearOperator):
     def _part(self) -> CovariancePart:
         """Return all of it, as a part."""
         rows, cols = (range(size) for size in self._shape[-2:])
-        return CovariancePart(self, rows, cols, torch.empty((), device="meta").expand(self._shape[:-2]))
+        return CovariancePart(self, rows, cols, self._args[0].new_empty(()).expand(self._shape[:-2]))
 
     def takes_scale(self, scale: LinearOperator, is_left: bool) -> bool:
         """Return whether the product with a diagonal matrix can be lazy: it needs no broadcasting, no other dtype.
@@ -353,7 +356,6 @@ class PosteriorCovariance(LazyCovariance):
         """See :attr:`LazyCovariance.source`."""
         return self._source
 
-    @cached(name="posterior_diagonal")
     def _diagonal(self) -> Tensor:
         return self._source.diagonal()
 
