@@ -267,6 +267,9 @@ class LazyCovariance(LinearOperator):
     def type(self, dtype: torch.dtype) -> LinearOperator:
         return self.evaluate_kernel().type(dtype)
 
+    def repeat(self, *sizes: int) -> LinearOperator:
+        return self.evaluate_kernel().repeat(*sizes)
+
     def _matmul(self, rhs: Tensor) -> Tensor:
         return self.evaluate_kernel()._matmul(rhs)
 
@@ -411,11 +414,10 @@ class CovariancePart(LazyCovariance):
         if not _is_same(self.rows, self.cols):
             return self.to_dense().diagonal(dim1=-2, dim2=-1)
         diagonal = self._source.diagonal_at(self.rows)
-        with torch.set_grad_enabled(self._is_grad_enabled):
-            for view in self.views:
-                diagonal = view(diagonal, 1)
-            for scale in (self.left, self.right):
-                diagonal = diagonal if scale is None else diagonal * scale
+        for view in self.views:
+            diagonal = view(diagonal, 1)
+        for scale in (self.left, self.right):
+            diagonal = diagonal if scale is None else diagonal * scale
         return diagonal if self._is_grad_enabled else diagonal.detach()
 
     @cached(name="kernel_eval")
