@@ -267,6 +267,9 @@ class LazyCovariance(LinearOperator):
     def type(self, dtype: torch.dtype) -> LinearOperator:
         return self.evaluate_kernel().type(dtype)
 
+    def repeat(self, *sizes: int) -> LinearOperator:
+        return self.evaluate_kernel().repeat(*sizes)
+
     def _matmul(self, rhs: Tensor) -> Tensor:
         return self.evaluate_kernel()._matmul(rhs)
 
