@@ -418,7 +418,7 @@ class CovariancePart(LazyCovariance):
             diagonal = view(diagonal, 1)
         for scale in (self.left, self.right):
             diagonal = diagonal if scale is None else diagonal * scale
-        return diagonal if self._is_grad_enabled else diagonal.detach()
+        return self._as_made(diagonal)
 
     @cached(name="kernel_eval")
     def evaluate_kernel(self) -> LinearOperator:
@@ -430,7 +430,11 @@ class CovariancePart(LazyCovariance):
                 block = self.left.unsqueeze(-1) * block
             if self.right is not None:
                 block = block * self.right.unsqueeze(-2)
-        return DenseLinearOperator(block if self._is_grad_enabled else block.detach())
+        return DenseLinearOperator(self._as_made(block))
+
+    def _as_made(self, tensor: Tensor) -> Tensor:
+        # A part that is taken without gradients has none, though the whole may have
+        return tensor.detach() if tensor.requires_grad and not self._is_grad_enabled else tensor
 
     def selected(self, row_index: slice | Tensor, col_index: slice | Tensor, batch_indices: Sequence) -> CovariancePart:
         """Return a part of the part.
