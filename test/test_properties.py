@@ -214,7 +214,7 @@ def test_step_of_a_random_well_conditioned_model_matches_to_eight_digits(case: C
     mll = build(case)
     expected, actual = (outcome(mll, flag) for flag in (False, True))
     assume(isinstance(expected, Result))  # upstream cannot evaluate every mixture of batched and unbatched kernels
-    rtol = 1e-5 if is_rough(case) else 1e-8
+    rtol = 2e-5 if is_rough(case) else 1e-8  # upstream's distance between copies of a point is its rounding
     actual.assert_near(expected, rtol, atol=rtol * 1e-2 * max(1.0, expected.value.abs().max().item()))
 
 
