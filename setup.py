@@ -13,9 +13,14 @@ FOLDER = "gpytorch_tensors"  # site-packages/gpytorch is GPyTorch's own
 BUILD = ROOT / "build"
 BUILD.mkdir(exist_ok=True)
 
-SUPPORTED = ast.literal_eval(
-    re.search(r"^SUPPORTED = (\(.*?\))", (ROOT / "gpytorch" / "_upstream.py").read_text("utf-8"), re.MULTILINE)[1]
-)
+
+def supported(module: str) -> tuple[str, str]:
+    """Return the first and the last release that a module of the overlay says it was tested with.
+
+    :param module: The module's file.
+    """
+    text = (ROOT / "gpytorch" / module).read_text("utf-8")
+    return ast.literal_eval(re.search(r"^SUPPORTED = (\(.*?\))", text, re.MULTILINE)[1])
 
 
 class build_overlay(build_py):
@@ -54,11 +59,16 @@ setup(
     # distribution's own from pip, which then could not uninstall it.
     options={"egg_info": {"egg_base": str(BUILD)}},
     zip_safe=False,
-    install_requires=["torch", f"gpytorch>={SUPPORTED[0]},<={SUPPORTED[1]}", "linear_operator"],
+    install_requires=[
+        f"torch>={supported('_internals.py')[0]}",
+        f"gpytorch=={supported('_upstream.py')[0]}.*",  # of later patches the overlay itself decides
+        "linear_operator",
+    ],
     extras_require={
-        "test": [*BENCHMARKS, "pytest", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
+        "test": [*BENCHMARKS, "pytest", "pytest-xdist", "hypothesis", "ruff", "pip>=22.3", "setuptools>=70.1"],
         "benchmarks": BENCHMARKS,
         "fully_bayesian": ["botorch[fully_bayesian]"],  # tests that are skipped without it
         "peers": ["tinygp", "jax"],
+        "ax": ["ax-platform", "pyinstrument"],
     },
 )

@@ -19,12 +19,15 @@ MAIN_JOB = "uci"
 QUESTIONS = {
     "uci": "the main job: train on real data with the flag off and on (runs if no question is given)",
     "train": "time of a training step against n",
+    "kernels": "a training step with every kernel, and what could be had by hand (--sets picks kernels)",
     "attribution": "where the gain comes from: copy, operators, closed-form backward, kernel",
     "memory": "peak memory of a training step and of a prediction; the largest n that trains in a given memory",
     "predict": "time and memory of predictions, first and later calls",
     "fantasies": "making fantasies, and their first query",
     "batch": "batches of models",
     "bo": "BoTorch: fit, posterior, acquisition, a whole loop",
+    "ax": "Ax's Client as people run it: seconds of its own work, and whose they are",
+    "threshold": "a step beyond max_cholesky_size: stock's conjugate gradients against exact tensors",
     "peers": "value and gradient, and prediction, against other libraries",
     "accuracy": "rounding errors against a high-precision reference as conditioning worsens",
     "limits": "a step over the factorization alone, over GEMM, over a copy",
@@ -97,13 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_several(_one_of(KERNELS, {"matern52": "matern"})),
         help="rbf, matern52 or both",
     )
+    parser.add_argument("--only", type=_several(str), help="only cases with one of these in the name: fit,qLogNEI")
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")
     parser.add_argument("--fresh", action="store_true", help="measure again what is on record already")
     real = parser.add_argument_group("real data (uci)")
     real.add_argument("--data", type=Path, help="folder of folders with data.csv.gz and test_mask.csv.gz")
-    real.add_argument("--sets", type=_several(str), help="only these of the data sets: energy,wine")
+    real.add_argument("--sets", type=_several(str), help="only these data sets: energy,wine (kernels: these kernels)")
     real.add_argument("--split", type=int, default=0, help="column of test_mask.csv.gz (default: 0)")
     real.add_argument("--csv", type=Path, help="a table of yours, with a header; a fifth of its rows is for testing")
     real.add_argument("--target", help="the table's column to predict; all others are inputs")

@@ -1,4 +1,4 @@
-"""What does a user of BoTorch gain? SingleTaskGP and MultiTaskGP as they come, on Hartmann's function of six variables.
+"""What does a user of BoTorch gain? Its models as they come, on Hartmann's function of six variables.
 
 BoTorch sets GPyTorch's settings when it is imported; they are left as BoTorch wants them.
 """
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from linear_operator.operators import DenseLinearOperator, LinearOperator
+from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator, LinearOperator
 
 from .agreement import check_same, distance, noted
 from .compare import both_times, case_tables, dot_pictures
@@ -25,17 +26,18 @@ from .timing import Variant
 from .ways import STOCK, TENSORS, run_in
 
 try:
-    from botorch.acquisition import AcquisitionFunction, LogExpectedImprovement, qLogExpectedImprovement
+    from botorch import acquisition
+    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.fit import fit_gpytorch_mll
-    from botorch.models import MultiTaskGP, SingleTaskGP
+    from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
     from botorch.optim import optimize_acqf
+    from botorch.posteriors import GPyTorchPosterior
     from botorch.sampling import SobolQMCNormalSampler
     from botorch.test_functions import Hartmann
     from botorch.version import version as botorch_version
 
-    from gpytorch.distributions import MultivariateNormal
+    from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
     from gpytorch.mlls import ExactMarginalLogLikelihood
-    from gpytorch.models.posterior_covariance import LazyCovariance
 except ImportError as error:
     raise InputError("The question bo needs BoTorch: python -m pip install botorch.") from error
 
@@ -43,37 +45,63 @@ TITLE = "BoTorch"
 MODEL = "SingleTaskGP unless named, Hartmann-6"
 D = 6
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
-CANDIDATES, TOGETHER, SAMPLES = 16, 4, 128
+CANDIDATES, SAMPLES, FANTASIES, DISCRETE = 16, 128, 16, 1000
+THOMPSON, QUICK_THOMPSON, DRAWS = 5000, 500, 8
 
 BY_HAND = "posterior by hand"
 
 STEP = "value and gradient"
 STEP_OF_TASKS = "value and gradient, MultiTaskGP of 2 tasks"
-ACQUISITION = f"LogEI of {CANDIDATES} x 1 points, with gradient"
-SAMPLED = f"qLogEI of {CANDIDATES} x {TOGETHER} points, {SAMPLES} samples, with gradient"
-FIT, OPTIMIZE, LOOP = "fit_gpytorch_mll", "optimize_acqf", "whole loop"
-BRANCHING = (FIT, OPTIMIZE, LOOP)  # their optimizers branch on rounding: results are compared, not held to a tolerance
+FITS = {"fit_gpytorch_mll": 1, "fit_gpytorch_mll, 2 outputs": 2, "fit_gpytorch_mll, 4 outputs": 4}
+SAMPLING = f"{DRAWS} joint samples of m candidates"
+OPTIMIZE, LOOP = "optimize_acqf", "whole loop"
+# Optimizers branch on rounding, and the factor of a covariance that is all but singular magnifies it: such results are
+# compared, not held to a tolerance.
+BRANCHING = (*FITS, SAMPLING, OPTIMIZE, LOOP)
+
+
+class Task(NamedTuple):
+    """Work to be timed.
+
+    :param run: The work.
+    :param prepare: What has to happen before each run and is not timed.
+    :param result: Turns what `run` returns into the numbers to compare.
+    """
+
+    run: Callable[[], Any]
+    prepare: Callable[[], object] = lambda: None
+    result: Callable[[Any], torch.Tensor] = lambda found: found.detach().reshape(-1).double().cpu()
 
 
 def cases(options: Options) -> list[Case]:
     """Return one case for each data type, task and n."""
-    sizes = options.choose("sizes", (30, 300))
-    optimized = sizes[:1] if options.quick else sizes
-    tasks = [(task, n) for task in (STEP, STEP_OF_TASKS, ACQUISITION, SAMPLED) for n in sizes]
-    tasks += [(task, n) for task in (FIT, OPTIMIZE) for n in optimized] + [(LOOP, FIRST_POINTS)]
+
+    def sizes(*usual: int) -> tuple[int, ...]:
+        return options.choose("sizes", usual, quick=usual[:1])
+
+    tasks = [(task, n) for task in (STEP, STEP_OF_TASKS) for n in sizes(30, 300)]
+    tasks += [(task, n) for task in FITS for n in sizes(30, 50, 100, 300)]
+    tasks += [(task, n) for task, asked in ACQUISITIONS.items() for n in sizes(*asked.sizes)]
+    tasks += [(SAMPLING, n) for n in sizes(200, 500)] + [(OPTIMIZE, n) for n in sizes(30, 300)]
     settings = f"{options.effort}, BoTorch {botorch_version}"
+    m = {SAMPLING: QUICK_THOMPSON if options.quick else THOMPSON}
     return [
-        Case("bo", task, n, D, dtype, options.device, settings=settings)
+        Case("bo", task, n, D, dtype, options.device, m=m.get(task, 0), settings=settings)
         for dtype in options.choose("dtypes", ("float64",))
-        for task, n in tasks
+        for task, n in [*tasks, (LOOP, FIRST_POINTS)]
     ]
 
 
-def _observations(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return points of a Sobol sequence and Hartmann's function at them, to be maximized."""
-    x = torch.quasirandom.SobolEngine(D, scramble=True, seed=0).draw(case.n, dtype=torch.float64)
-    x = x.to(dtype=DTYPES[case.dtype], device=case.device)
-    return x, _hartmann(x)
+def _points(case: Case, count: int) -> torch.Tensor:
+    """Return the first points of a Sobol sequence."""
+    x = torch.quasirandom.SobolEngine(D, scramble=True, seed=0).draw(count, dtype=torch.float64)
+    return x.to(dtype=DTYPES[case.dtype], device=case.device)
+
+
+def _observations(case: Case, outputs: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return points and Hartmann's function at them, to be maximized; further outputs are it of inputs in turn."""
+    x = _points(case, case.n)
+    return x, torch.cat([_hartmann(x.roll(k, dims=-1)) for k in range(outputs)], dim=-1)
 
 
 def _hartmann(x: torch.Tensor) -> torch.Tensor:
@@ -84,15 +112,11 @@ def _bounds(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
 
 
-def _parameters(model: SingleTaskGP) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1).double().cpu() for parameter in model.parameters()])
-
-
-def _step(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+def _step(case: Case) -> Task:
     return _step_of(SingleTaskGP(*_observations(case)))
 
 
-def _step_of_tasks(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+def _step_of_tasks(case: Case) -> Task:
     x, y = _observations(case)
     tasks = torch.arange(case.n, device=x.device).remainder(2).unsqueeze(-1)
     torch.manual_seed(0)  # the covariance of the tasks begins at random
@@ -100,9 +124,12 @@ def _step_of_tasks(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[],
     return _step_of(model, list(model.train_inputs))  # its noise depends on the task
 
 
-def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> tuple[Callable[[], torch.Tensor], Callable]:
-    mll = ExactMarginalLogLikelihood(model.likelihood, model)
-    mll.train()
+def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
+    return ExactMarginalLogLikelihood(model.likelihood, model).train()
+
+
+def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> Task:
+    mll = _mll_of(model)
 
     def step() -> torch.Tensor:
         model.zero_grad()
@@ -110,55 +137,136 @@ def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> tuple[Callab
         loss.backward()
         return loss.detach()
 
-    return lambda: loss_and_gradient(model, step), lambda: None
+    return Task(lambda: loss_and_gradient(model, step))
 
 
-def _fit(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    model = SingleTaskGP(*_observations(case))
-    mll = ExactMarginalLogLikelihood(model.likelihood, model)
-    start = deepcopy(model.state_dict())
+def _fit(case: Case, outputs: int) -> Task:
+    mll = _mll_of(SingleTaskGP(*_observations(case, outputs)))
+    start = deepcopy(mll.state_dict())
 
-    def fit() -> torch.Tensor:
-        fit_gpytorch_mll(mll)
-        return _parameters(model)
+    def loss(mll: ExactMarginalLogLikelihood) -> torch.Tensor:
+        """Return the loss at the end: in flat directions parameters say nothing."""
+        with torch.no_grad():
+            model = mll.train().model
+            return -mll(model(*model.train_inputs), model.train_targets).reshape(-1).double().cpu()
 
-    return fit, lambda: (model.load_state_dict(start), mll.train())
+    return Task(partial(fit_gpytorch_mll, mll), lambda: (mll.load_state_dict(start), mll.train()), loss)
+
+
+class _Points(NamedTuple):
+    """Points, scaled (... x q x D), with K(points, X) L^-T (... x q x N) and the posterior mean (... x q)."""
+
+    z: torch.Tensor
+    half: torch.Tensor
+    mean: torch.Tensor
 
 
 class _GPByHand(SingleTaskGP):
-    """Its posterior is written by hand, in as few operations of torch as there are."""
+    """Its posterior is written by hand, in as few operations of torch as there are.
 
-    def __call__(self, x: torch.Tensor) -> MultivariateNormal:
-        lengthscale, train, factor, alpha = self._of_training
-        z = x / lengthscale
-        cross = _rbf(z, train)
-        half = torch.linalg.solve_triangular(factor, cross.flatten(0, -2).mT, upper=False).mT.view_as(cross)
-        return MultivariateNormal(self.mean_module.constant + cross @ alpha, _CovarianceByHand(z, half))
+    Acquisition functions with a cached root ask for the points observed together with candidates, and read the rows of
+    the latter: of the former, `observed`, all is known beforehand.
+    """
+
+    observed: torch.Tensor | None = None
+
+    def posterior(self, X: torch.Tensor, observation_noise: bool = False, **_: object) -> GPyTorchPosterior:
+        X = X.unsqueeze(-3) if self.num_outputs > 1 else X
+        count = 0 if self.observed is None else self.observed.size(-2)
+        if count and not (X.size(-2) > count and bool((X[..., :count, :] == self.observed).all())):
+            count = 0
+        points = self._at(X[..., count:, :])
+        known = self._known if count else _Points(*(tensor[..., :0, :] for tensor in points[:2]), points.mean[..., :0])
+        mean = torch.cat([known.mean.expand(*points.mean.shape[:-1], count), points.mean], dim=-1)
+        covar = _CovarianceByHand(points.z, points.half, known.z, known.half, self._of_training["scale"])
+        if observation_noise:
+            covar = covar.add_diagonal(self._of_training["noise"][..., 0])
+        if self.num_outputs == 1:
+            return GPyTorchPosterior(MultivariateNormal(mean, covar))
+        joint = BlockDiagLinearOperator(covar, block_dim=-3)
+        return GPyTorchPosterior(MultitaskMultivariateNormal(mean.mT, joint, interleaved=False))
+
+    def _at(self, x: torch.Tensor) -> _Points:
+        known = self._of_training
+        z = x / known["lengthscale"]
+        cross = known["scale"] * _rbf(z, known["z"])
+        mean = known["constant"] + (cross @ known["alpha"]).squeeze(-1)
+        return _Points(z, _solve(known["factor"], cross.mT).mT, mean)
 
     @cached_property
-    def _of_training(self) -> tuple[torch.Tensor, ...]:
+    def _known(self) -> _Points:
+        return self._at(self.observed)
+
+    @cached_property
+    def _of_training(self) -> dict[str, torch.Tensor]:
+        """What the training points leave behind, in the units of the observations (... x N x _)."""
         with torch.no_grad():
+            per_output = (-1, 1) if self.num_outputs > 1 else (-1,)
+            transform = self.outcome_transform
+            shift, deviation = (t.view(per_output) for t in (transform.means, transform.stdvs))
             lengthscale = self.covar_module.lengthscale
-            train = self.train_inputs[0] / lengthscale
-            covar = _rbf(train, train) + self.likelihood.noise * torch.eye(len(train)).to(train)
-            factor = torch.linalg.cholesky(covar)
-            residual = self.train_targets - self.mean_module.constant
-            return lengthscale, train, factor, torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1)
+            z, scale = self.train_inputs[0] / lengthscale, deviation.square().unsqueeze(-1)
+            noise = scale * self.likelihood.noise.unsqueeze(-1)
+            factor = torch.linalg.cholesky(scale * _rbf(z, z) + noise * torch.eye(z.size(-2)).to(z))
+            constant = self.mean_module.constant.view(per_output)
+            alpha = torch.cholesky_solve((deviation * (self.train_targets - constant)).unsqueeze(-1), factor)
+            found = {"lengthscale": lengthscale, "z": z, "scale": scale, "noise": noise, "factor": factor}
+            return found | {"alpha": alpha, "constant": shift + deviation * constant}
 
 
-class _CovarianceByHand(LazyCovariance):
-    def __init__(self, z: torch.Tensor, half: torch.Tensor):
-        super().__init__(torch.Size((*z.shape[:-1], z.size(-2))), z)
-        self.z, self.half = z, half
+class _CovarianceByHand(LinearOperator):
+    """The posterior covariance of known points, if any, and then of candidates, whose rows can be read alone."""
+
+    def __init__(self, z, half, known_z, known_half, scale):
+        super().__init__(z, half, known_z, known_half, scale)
+        self.z, self.half, self.known_z, self.known_half, self.scale = z, half, known_z, known_half, scale
+
+    def _size(self) -> torch.Size:
+        m = self.known_z.size(-2) + self.z.size(-2)
+        return torch.Size((*self.half.shape[:-2], m, m))
 
     def _diagonal(self) -> torch.Tensor:
-        return 1 - self.half.square().sum(-1)
+        diagonals = [self.scale[..., 0] - half.square().sum(-1) for half in (self.known_half, self.half)]
+        return torch.cat([diagonals[0].expand(*diagonals[1].shape[:-1], -1), diagonals[1]], dim=-1)
 
-    def evaluate_kernel(self) -> LinearOperator:
-        return DenseLinearOperator(_rbf(self.z, self.z) - self.half @ self.half.mT)
+    def _rows(self) -> torch.Tensor:
+        """Return the rows of the candidates."""
+        return torch.cat(
+            [
+                self.scale * _rbf(self.z, z) - self.half @ half.mT
+                for z, half in ((self.known_z, self.known_half), (self.z, self.half))
+            ],
+            dim=-1,
+        )
+
+    def to_dense(self) -> torch.Tensor:
+        rows, count = self._rows(), self.known_z.size(-2)
+        if not count:
+            return rows
+        known = self.scale * _rbf(self.known_z, self.known_z) - self.known_half @ self.known_half.mT
+        top = torch.cat([known.expand(*rows.shape[:-2], -1, -1), rows[..., :count].mT], dim=-1)
+        return torch.cat([top, rows], dim=-2)
+
+    def _getitem(self, row_index: Any, col_index: Any, *batch_indices: Any) -> LinearOperator:
+        count = self.known_z.size(-2)
+        start, stop, step = row_index.indices(self.size(-2)) if isinstance(row_index, slice) else (-1, 0, 1)
+        if start < count or step != 1:
+            return DenseLinearOperator(self.to_dense())._getitem(row_index, col_index, *batch_indices)
+        return DenseLinearOperator(self._rows())._getitem(slice(start - count, stop - count), col_index, *batch_indices)
 
     def _transpose_nonbatch(self) -> LinearOperator:
         return self
+
+    def _matmul(self, rhs: torch.Tensor) -> torch.Tensor:
+        return self.to_dense() @ rhs
+
+
+def _solve(factor: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+    """Solve for a batch (b x ... x N x q) of right-hand sides as for one of b times as many columns."""
+    if rhs.dim() <= factor.dim():
+        return torch.linalg.solve_triangular(factor, rhs, upper=False)
+    columns = rhs.movedim(0, -2)  # ... x N x b x q
+    return torch.linalg.solve_triangular(factor, columns.flatten(-2), upper=False).view(columns.shape).movedim(-2, 0)
 
 
 def _rbf(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
@@ -166,71 +274,138 @@ def _rbf(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     return (z1 @ z2.mT - 0.5 * squares).exp()
 
 
-def _log_ei(case: Case, of: type[SingleTaskGP] = SingleTaskGP) -> LogExpectedImprovement:
-    x, y = _observations(case)
-    return LogExpectedImprovement(of(x, y).eval(), best_f=y.max())
+def _model_list(x: torch.Tensor, y: torch.Tensor) -> ModelListGP:
+    return ModelListGP(*(SingleTaskGP(x, column) for column in y.split(1, dim=-1)))
 
 
-def _acquisition(
-    case: Case, of: type[SingleTaskGP] = SingleTaskGP
-) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    points, _ = _observations(case)
-    return _gradient_of(_log_ei(case, of), points[:CANDIDATES].unsqueeze(1))
+def _sampler() -> SobolQMCNormalSampler:
+    return SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
 
 
-def _sampled(
-    case: Case, of: type[SingleTaskGP] = SingleTaskGP
-) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    x, y = _observations(case)
-    sampler = SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
-    q_log_ei = qLogExpectedImprovement(of(x, y).eval(), best_f=y.max(), sampler=sampler)
-    points = torch.stack([x.roll(i, dims=0)[:CANDIDATES] for i in range(TOGETHER)], dim=1)
-    return _gradient_of(q_log_ei, points)
+def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> acquisition.AcquisitionFunction:
+    return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
 
 
-def _gradient_of(
-    acquisition: AcquisitionFunction, points: torch.Tensor
-) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    points = (points + 0.01).requires_grad_(True)
+def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
+
+
+def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    reference = y.min(dim=0).values
+    return qLogNoisyExpectedHypervolumeImprovement(model, reference, x, sampler=_sampler(), prune_baseline=True)
+
+
+def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    return acquisition.LogExpectedImprovement(model, best_f=y.max())
+
+
+def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    return acquisition.UpperConfidenceBound(model, beta=2.0)
+
+
+def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    sampler = SobolQMCNormalSampler(torch.Size([FANTASIES]), seed=0)
+    return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=sampler)
+
+
+def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    return acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x))
+
+
+class Acquisition(NamedTuple):
+    """An acquisition function, its value and gradient at a batch of candidates.
+
+    :param make: Makes it of a model and its data.
+    :param q: How many candidates are judged together.
+    :param sizes: Numbers of training points.
+    :param outputs: The model's outputs.
+    :param model: Makes the model.
+    :param by_hand: Whether a posterior is all that it asks the model for.
+    """
+
+    make: Callable[[Any, torch.Tensor, torch.Tensor], acquisition.AcquisitionFunction]
+    q: int
+    sizes: tuple[int, ...] = (30, 200, 500)
+    outputs: int = 1
+    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP
+    by_hand: bool = True
+
+
+ACQUISITIONS = {
+    "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1),
+    "UCB of 16 x 1 points, with gradient": Acquisition(_ucb, 1),
+    "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1),
+    "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4),
+    "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1),
+    "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4),
+    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(
+        partial(_q_log_nei, prune=False), 1, (200, 500)
+    ),
+    "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, (200, 500), 2),
+    "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(_q_log_nehvi, 1, (200, 500), 2, _model_list),
+    "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, (200, 500), by_hand=False),
+    "qMES of 16 x 1 points, with gradient": Acquisition(_q_mes, 1, (200, 500)),
+}
+
+
+def _acquisition(case: Case, asked: Acquisition, by_hand: bool) -> Task:
+    x, y = _observations(case, asked.outputs)
+    model = (_GPByHand if by_hand else asked.model)(x, y).eval()
+    torch.manual_seed(0)  # which points a function prunes, or what it discretizes, is drawn
+    function = asked.make(model, x, y)
+    if by_hand:
+        model.observed = getattr(function, "X_baseline", None)
+    points = _points(case, CANDIDATES * asked.q).flip(0).view(CANDIDATES, asked.q, D).add(0.01).requires_grad_(True)
 
     def evaluate() -> torch.Tensor:
-        value = acquisition(points)
+        value = function(points)
         (gradient,) = torch.autograd.grad(value.sum(), points)
-        return torch.cat([value.detach(), gradient.reshape(-1)]).double().cpu()
+        return torch.cat([value.detach(), gradient.reshape(-1)])
 
-    return evaluate, lambda: None
+    return Task(evaluate)
 
 
-def _optimize(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
-    log_ei = _log_ei(case)
-    bounds = _bounds(_observations(case)[0])
+def _sampling(case: Case, by_hand: bool) -> Task:
+    model = (_GPByHand if by_hand else SingleTaskGP)(*_observations(case)).eval()
+    candidates = _points(case, case.n + case.m)[case.n :]
+
+    @torch.no_grad()
+    def sample() -> torch.Tensor:
+        return model.posterior(candidates).rsample(torch.Size([DRAWS]))
+
+    return Task(sample, lambda: torch.manual_seed(0))
+
+
+def _optimize(case: Case) -> Task:
+    x, y = _observations(case)
+    log_ei = _log_ei(SingleTaskGP(x, y).eval(), x, y)
 
     def optimize() -> torch.Tensor:
-        return optimize_acqf(log_ei, bounds, q=1, num_restarts=4, raw_samples=64)[0].double().cpu().reshape(-1)
+        return optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
 
-    return optimize, lambda: torch.manual_seed(0)
+    return Task(optimize, lambda: torch.manual_seed(0))
 
 
 def _rounds(case: Case) -> int:
     return QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
 
 
-def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[LogExpectedImprovement, torch.Tensor]:
+def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[acquisition.AcquisitionFunction, torch.Tensor]:
     model = SingleTaskGP(x, y)
-    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-    log_ei = LogExpectedImprovement(model, best_f=y.max())
+    fit_gpytorch_mll(_mll_of(model))
+    log_ei = _log_ei(model, x, y)
     return log_ei, optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
 
 
-def _loop(case: Case) -> tuple[Callable[[], torch.Tensor], Callable[[], object]]:
+def _loop(case: Case) -> Task:
     def loop() -> torch.Tensor:
         x, y = _observations(case)
         for _ in range(_rounds(case)):
             _, candidate = _round(x, y)
             x, y = torch.cat([x, candidate]), torch.cat([y, _hartmann(candidate)])
-        return torch.cat([x.reshape(-1), y.max().reshape(1)]).double().cpu()
+        return torch.cat([x.reshape(-1), y.max().reshape(1)])
 
-    return loop, lambda: torch.manual_seed(0)
+    return Task(loop, lambda: torch.manual_seed(0))
 
 
 def _candidates_apart(case: Case) -> float:
@@ -251,36 +426,41 @@ def _candidates_apart(case: Case) -> float:
     return apart
 
 
-TASKS = {
-    STEP: _step,
-    STEP_OF_TASKS: _step_of_tasks,
-    ACQUISITION: _acquisition,
-    SAMPLED: _sampled,
-    FIT: _fit,
-    OPTIMIZE: _optimize,
-    LOOP: _loop,
-}
-OF_ANY_MODEL = (ACQUISITION, SAMPLED)
+OTHERS = {STEP: _step, STEP_OF_TASKS: _step_of_tasks, OPTIMIZE: _optimize, LOOP: _loop}
+
+
+def _task(case: Case, provider: str) -> Task | None:
+    """Return the work of `case`, or None where it cannot be done by hand."""
+    by_hand = provider == BY_HAND
+    if case.case in ACQUISITIONS:
+        asked = ACQUISITIONS[case.case]
+        return _acquisition(case, asked, by_hand) if asked.by_hand or not by_hand else None
+    if case.case == SAMPLING:
+        return _sampling(case, by_hand)
+    if by_hand:
+        return None
+    return _fit(case, FITS[case.case]) if case.case in FITS else OTHERS[case.case](case)
 
 
 def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
-    """Time a task both ways, in turn, and compare what it finds."""
+    """Time a task both ways, and by hand, in turn, and compare what it finds."""
     variants, results = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # BoTorch's advice on scaling and restarts would tear the progress bar
-        made = {way: TASKS[case.case](case) for way in (STOCK, TENSORS)}
-        if case.case in OF_ANY_MODEL:
-            made[BY_HAND] = TASKS[case.case](case, of=_GPByHand)
-        for way, (run, prepare) in made.items():
-            variants[way] = Variant(run_in(TENSORS if way == BY_HAND else way, run), prepare)
-            prepare()
-            results[way] = variants[way].run()
+        for provider in (STOCK, TENSORS, BY_HAND):
+            way = STOCK if provider == STOCK else TENSORS
+            task = run_in(way, partial(_task, case, provider))()
+            if task is None:
+                continue
+            variants[provider] = Variant(run_in(way, task.run), task.prepare)
+            task.prepare()
+            results[provider] = run_in(STOCK, partial(task.result, variants[provider].run()))()
         if case.case not in BRANCHING:
             check_same(results, case.dtype, f"{case.case}, n = {case.n}")
-        values = noted({way: distance(result, results[STOCK]) for way, result in results.items()})
+        values = noted({provider: distance(result, results[STOCK]) for provider, result in results.items()})
         if case.case == LOOP:
-            for way, result in results.items():
-                values[way]["best"] = float(result[-1])
+            for provider, result in results.items():
+                values[provider]["best"] = float(result[-1])
             values[TENSORS]["distance_from_stock"] = _candidates_apart(case)
         brief = case.case in BRANCHING
         return rows_in_turn(
@@ -288,10 +468,14 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
         )
 
 
+def _label(case: Case) -> str:
+    return case.case.replace(" m ", f" {case.m:,} ")
+
+
 def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
     gain, most = (times(ratio(found[STOCK], found.get(other))) for other in (TENSORS, BY_HAND))
     apart = f"{found[TENSORS].values['distance_from_stock']:.0e}"
-    return [[case.case, f"{case.n:,}", *both_times(found), gain, most, apart]]
+    return [[_label(case), f"{case.n:,}", *both_times(found), gain, most, apart]]
 
 
 def tables(rows: list[Row]) -> list[Table]:
@@ -302,9 +486,12 @@ def tables(rows: list[Row]) -> list[Table]:
         ["task", "n", "stock (ms)", "tensors (ms)", "ratio", f"stock / {BY_HAND}", "distance of results"],
         _lines,
         f"Medians and [20 %, 80 %] quantiles, in turn. {BY_HAND.capitalize()}: of a model whose posterior is a few "
-        "operations of torch, with nothing of GPyTorch's in between. Distance: of the numbers found, relative; in the "
-        "loop, of what the candidates of both ways are worth to stock's acquisition function, each round from the same "
-        f"data. The loop starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
+        "operations of torch, with nothing of GPyTorch's in between, and which knows the points observed among those "
+        f"that it is asked for. Samples: {SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions "
+        "keep of the points observed those that may be best. Distance: of the numbers found, relative; of a fit the "
+        "loss at its end; in the loop, of what the candidates of both ways are worth to stock's acquisition function, "
+        "each round from the same data. The loop "
+        f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
     )
 
 
@@ -315,5 +502,5 @@ def pictures(rows: list[Row], folder: Path) -> list[Path]:
         folder,
         lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
         "Time",
-        label=lambda row: f"{row.case.case}, n = {row.case.n:,}",
+        label=lambda row: f"{_label(row.case)}, n = {row.case.n:,}",
     )

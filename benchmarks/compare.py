@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from itertools import pairwise
 from pathlib import Path
 
 from . import plot
 from .against_n import file_name
 from .row import Case, Row
 from .rows import by_case, grouped, setting
-from .show import Table, software, time_with_spread
+from .show import Table, ratio, software, time_with_spread
 from .ways import STOCK, TENSORS
 
 Lines = Callable[[Case, dict[str, Row]], list[list[str]]]
@@ -47,6 +48,22 @@ def case_tables(
 def both_times(found: dict[str, Row]) -> list[str]:
     """Return the times of stock and of tensors as two cells."""
     return [time_with_spread(found.get(way)) for way in (STOCK, TENSORS)]
+
+
+def gains_by_n(rows: list[Row]) -> list[tuple[int, float]]:
+    """Return n and the ratio of stock's time to that on tensors, sorted by n, where both ways were run."""
+    ratios = [(case.n, ratio(found.get(STOCK), found.get(TENSORS))) for case, found in by_case(rows).items()]
+    return sorted((n, gain) for n, gain in ratios if gain is not None)
+
+
+def crossovers(gains: list[tuple[int, float]]) -> str:
+    """Return between which n a loss turns into a gain or back."""
+    turns = [
+        f"between n = {before[0]:,} and {after[0]:,}"
+        for before, after in pairwise(gains)
+        if (before[1] < 1) != (after[1] < 1)
+    ]
+    return "Crossovers: " + ", ".join(turns) + "." if turns else "There is no crossover among these n."
 
 
 def dot_pictures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from .options import DTYPES
 from .row import Case
 
 KERNELS = {"rbf": lambda **kwargs: RBFKernel(**kwargs), "matern": lambda **kwargs: MaternKernel(nu=2.5, **kwargs)}
+EVERY_N = 10**9
 KERNEL_TITLES = {"rbf": "RBF", "matern": "Matern 5/2"}
 
 
@@ -96,12 +98,15 @@ def model_of(case: Case) -> ExactGP:
 
 
 @contextmanager
-def dense_at_every_n() -> Iterator[None]:
-    """Let GPyTorch use Cholesky at every n, whatever the process (importing BoTorch, say) has set before.
+def cholesky_up_to(n: int) -> Iterator[None]:
+    """Let GPyTorch use Cholesky up to `n`, whatever the process (importing BoTorch, say) has set before.
 
     Its own limit is n = 800; beyond it, it takes conjugate gradients, another method with another answer.
     """
     with ExitStack() as stack:
-        stack.enter_context(gpytorch.settings.max_cholesky_size(10**9))
+        stack.enter_context(gpytorch.settings.max_cholesky_size(n))
         stack.enter_context(gpytorch.settings.fast_computations(True, True, True))
         yield
+
+
+dense_at_every_n = partial(cholesky_up_to, EVERY_N)

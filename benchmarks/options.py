@@ -24,6 +24,7 @@ class Options:
     dtypes: tuple[str, ...] | None = None
     sizes: tuple[int, ...] | None = None
     kernels: tuple[str, ...] | None = None
+    only: tuple[str, ...] | None = None
     quick: bool = False
     data: Path | None = None
     sets: tuple[str, ...] | None = None

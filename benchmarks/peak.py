@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
 import tempfile
 import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .apart import run_apart
 from .timing import synchronize
 
 STATUS = Path("/proc/self/status")
@@ -73,14 +71,10 @@ def resident_peaks(prepare: Callable[..., Callable[[], object]], *arguments: obj
     """
     if not STATUS.exists():
         return None
-    # An interrupt is the parent's to answer; the child's traceback would only stand beside its message.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ignore) as pool:
-        return pool.submit(_resident_peaks, prepare, arguments, torch.get_num_threads()).result()
+    return run_apart(_resident_peaks, prepare, arguments)
 
 
-def _resident_peaks(prepare: Callable, arguments: tuple, threads: int) -> tuple[int, int]:
-    torch.set_num_threads(threads)
+def _resident_peaks(prepare: Callable, arguments: tuple) -> tuple[int, int]:
     work = prepare(*arguments)
     before = _largest_resident()
     work()

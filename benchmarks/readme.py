@@ -3,6 +3,8 @@
 Between ``<!-- results:train dtype=float64 kernel=rbf -->`` and ``<!-- /results -->`` stand the tables that
 ``benchmarks/results/train.json`` makes, of the rows whose case or machine has these values; with the word ``pictures``
 in the marker, the pictures instead. ``device=cuda`` and the like pick the machine, ``mode=later_call`` the row's mode.
+
+Between ``<!-- stacks -->`` and ``<!-- /stacks -->`` stand the releases that the suites ran on.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import record
+from . import record, stacks
 from .machine import ROOT
 from .options import InputError
 from .row import Case, Row
@@ -21,6 +23,8 @@ from .show import markdown_table, say
 README = ROOT / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 MARKED = re.compile(r"(<!-- results:(\w+)((?: [\w=]+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+STACKS = re.compile(r"(<!-- stacks -->\n).*?(<!-- /stacks -->)", re.DOTALL)
 
 
 def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = ROOT) -> str:
@@ -36,7 +40,10 @@ def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = RO
         start, question, words, end = match.groups()
         return f"{start}\n{_content(question, words.split(), drawings, results, root)}\n\n{end}"
 
-    return MARKED.sub(fill, text)
+    def fill_stacks(match: re.Match) -> str:
+        return f"{match[1]}\n{markdown_table(stacks.table(stacks.read(results / 'stacks.json')))}\n\n{match[2]}"
+
+    return STACKS.sub(fill_stacks, MARKED.sub(fill, text))
 
 
 def _content(question: str, words: list[str], drawings: Path, results: Path, root: Path) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 from . import pools
+from .compare import crossovers, gains_by_n
 from .memory import STEP
 from .models import KERNEL_TITLES
 from .options import Options
 from .row import Row
 from .rows import by_case, grouped, setting, setting_and_mode
 from .run import answer
-from .show import conditions, listed, markdown_table, milliseconds, ratio, say
+from .show import conditions, listed, markdown_table, milliseconds, say
 from .ways import STOCK, TENSORS
 
+BEYOND = "Beyond max_cholesky_size"
 SECTIONS = {
     "train": "Training",
     "attribution": "Where the gain comes from",
@@ -26,6 +27,7 @@ SECTIONS = {
     "fantasies": "Fantasies",
     "batch": "Batches of models",
     "bo": "BoTorch",
+    "threshold": BEYOND,
     "uci": "Training on real data",
 }
 MARGIN = 0.05  # gains and losses of less are within what a run repeats to
@@ -51,22 +53,6 @@ def _spans(gains: list[tuple[int, float]]) -> list[str]:
     return words
 
 
-def _crossovers(gains: list[tuple[int, float]]) -> str:
-    """Return between which n the flag turns from a loss into a gain or back."""
-    turns = [
-        f"between n = {before[0]:,} and {after[0]:,}"
-        for before, after in pairwise(gains)
-        if (before[1] < 1) != (after[1] < 1)
-    ]
-    return "Crossovers: " + ", ".join(turns) + "." if turns else "There is no crossover among these n."
-
-
-def _gains(rows: list[Row]) -> list[tuple[int, float]]:
-    """Return n and the ratio of stock's time to that on tensors, sorted by n, where both ways were run."""
-    ratios = [(case.n, ratio(found.get(STOCK), found.get(TENSORS))) for case, found in by_case(rows).items()]
-    return sorted((n, gain) for n, gain in ratios if gain is not None)
-
-
 def _advice(gains: list[tuple[int, float]]) -> str:
     worst, best = min(gain for _, gain in gains), max(gain for _, gain in gains)
     if worst >= 1 - MARGIN:
@@ -81,7 +67,7 @@ def verdicts(rows: list[Row]) -> list[str]:
     """
     said = []
     for group in grouped(rows, setting).values():
-        gains = _gains(group)
+        gains = gains_by_n(group)
         if not gains:
             continue
         both = [found for found in by_case(group).values() if STOCK in found and TENSORS in found]
@@ -90,7 +76,7 @@ def verdicts(rows: list[Row]) -> list[str]:
         first = group[0].case
         said.append(
             f"- **{KERNEL_TITLES[first.kernel]}, {first.dtype}: {_advice(gains)}.** With the flag on, a training step "
-            f"is {'; '.join(_spans(gains))}. {_crossovers(gains)} The most that a step saved was {milliseconds(saved)} "
+            f"is {'; '.join(_spans(gains))}. {crossovers(gains)} The most that a step saved was {milliseconds(saved)} "
             "ms." + (f" At n = {listed([f'{n:,}' for n in alone])} only tensors had memory enough." if alone else "")
         )
     return said
@@ -103,7 +89,7 @@ def speed(rows: list[Row]) -> list[str]:
     """
     lines = []
     for mode, group in grouped(rows, lambda row: row.mode).items():
-        gains = _gains(group)
+        gains = gains_by_n(group)
         if not gains:
             continue
         low, high = min(gain for _, gain in gains), max(gain for _, gain in gains)
@@ -143,7 +129,7 @@ def in_short(answers: dict[str, list[Row]]) -> str:
     :param answers: The rows of each question.
     """
     timed = [rows for name, rows in answers.items() if name in LEADS and name != "memory"]
-    gains = [gain for rows in timed for group in grouped(rows, setting_and_mode).values() for gain in _gains(group)]
+    gains = [gain for rows in timed for group in grouped(rows, setting_and_mode).values() for gain in gains_by_n(group)]
     if not gains:
         return "Nothing was timed both ways, so there is nothing to advise."
     low, high = min(gain for _, gain in gains), max(gain for _, gain in gains)
@@ -153,7 +139,8 @@ def in_short(answers: dict[str, list[Row]]) -> str:
         "`GPYTORCH_USE_TORCH_TENSORS=on python your_script.py`, or `with gpytorch.settings.use_torch_tensors():`.\n\n"
         "All was measured with Cholesky at every n. Left to itself GPyTorch goes over from Cholesky to conjugate "
         "gradients beyond `gpytorch.settings.max_cholesky_size`, which is 800, and there the flag changes nothing: "
-        "raise that setting to use it. BoTorch does so by itself."
+        f"raise that setting to use it. Up to which n that pays stands under '{BEYOND}'. BoTorch raises "
+        "it to 4,096."
     )
 
 

@@ -18,7 +18,7 @@ from rich.progress import Progress, TaskID
 from . import record
 from .apart import measure_apart
 from .machine import release, stamp
-from .options import Options
+from .options import InputError, Options
 from .row import Case, Row
 from .show import print_table, progress, say
 
@@ -61,6 +61,17 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _chosen(cases: list[Case], words: tuple[str, ...] | None) -> list[Case]:
+    """Return the cases whose name has one of `words` in it."""
+    if words is None:
+        return cases
+    chosen = [case for case in cases if any(word.lower() in case.case.lower() for word in words)]
+    if cases and not chosen:
+        names = "; ".join(dict.fromkeys(case.case for case in cases))
+        raise InputError(f"No case is called anything with {' or '.join(words)} in it; there are {names}.")
+    return chosen
+
+
 def answer(question: ModuleType, options: Options, until: float = math.inf) -> list[Row]:
     """Return the rows that answer `question`, measuring those that are not on record under the present conditions.
 
@@ -70,7 +81,7 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
     """
     name = question.__name__.rsplit(".", 1)[-1]
     path = options.output / f"{name}.json"
-    cases = question.cases(options)
+    cases = _chosen(question.cases(options), options.only)
     recorded = record.read(path)
     # Not where it would cost more than it is worth: a quick run, and CUDA, whose context takes seconds and whose memory
     # torch keeps.

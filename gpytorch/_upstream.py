@@ -7,26 +7,38 @@
    the same pickles.
 3. What the overlay changes it changes by assigning methods on the installed classes. :func:`replaces` notes each
    assignment and :func:`install` makes them all at once, or none of them.
+4. Whether it takes effect is decided by what was tested: the parameters and sources of the functions that it replaces,
+   or computes in its own way (:func:`stands_for`), and the private names of torch (:mod:`gpytorch._internals`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import spec_from_file_location
+from importlib.util import find_spec, spec_from_file_location
+from itertools import groupby
 from pathlib import Path
 
+from ._tested import SOURCES
+
 SUPPORTED = ("1.15", "1.15.2")  # the first and the last release of GPyTorch that the test suite ran against
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 _REQUIREMENT = "gpytorch>={},<={}".format(*SUPPORTED)
 _TESTED = "this overlay was tested with {} to {}".format(*SUPPORTED)
 
 _replacements: list[tuple[type, str, Callable]] = []
+#: The functions that are replaced or stood for, as in :data:`gpytorch._tested.SOURCES`.
+checked: set[str] = set()
 
 
 def _find() -> ModuleSpec:
@@ -62,20 +74,30 @@ def upstream_version() -> str | None:
         return None
 
 
-def is_supported(version: str | None) -> bool:
+def _numbers(version: str | None) -> list[int] | None:
+    # Of a release; None for what is none, such as a pre-release or development version
+    try:
+        parts = [int(part) for part in (version or "").partition("+")[0].split(".")]
+    except ValueError:
+        return None
+    return parts + [0] * (4 - len(parts))  # 1.15 is 1.15.0
+
+
+def is_tested(version: str | None) -> bool:
     """Return whether `version` is a release in the range that the test suite ran against.
 
     :param version: A version of GPyTorch, or None for an unknown one.
     """
+    numbers = _numbers(version)
+    return numbers is not None and _numbers(SUPPORTED[0]) <= numbers <= _numbers(SUPPORTED[1])
 
-    def numbers(release: str) -> list[int]:
-        parts = [int(part) for part in release.partition("+")[0].split(".")]
-        return parts + [0] * (4 - len(parts))  # 1.15 is 1.15.0
 
-    try:
-        return version is not None and numbers(SUPPORTED[0]) <= numbers(version) <= numbers(SUPPORTED[1])
-    except ValueError:  # a pre-release or development version
-        return False
+def is_patch(version: str | None) -> bool:
+    """Return whether `version` is, or leads to, a release that differs in its last number only from those tested.
+
+    :param version: A version of GPyTorch, or None for an unknown one.
+    """
+    return version is not None and version.split(".")[:2] == SUPPORTED[1].split(".")[:2]
 
 
 def lay_over(package: str) -> None:
@@ -88,22 +110,30 @@ def lay_over(package: str) -> None:
     path = sys.modules[package].__path__
     path[:] = [str(_HERE), str(_ROOT)]
     import_module(f"{package}.settings")
+    internals = import_module(f"{package}._internals")
     version = upstream_version()
-    if is_supported(version):
-        _run(_ROOT / "__init__.py", package)
-        misfit = install()
-    else:
-        path.remove(str(_HERE))
-        _run(_ROOT / "__init__.py", package)
+    found, requirement = f"the installed GPyTorch is {version or 'of unknown version'}, {_TESTED}, and ", _REQUIREMENT
+    misfit = None
+    if not is_patch(version):
         misfit = "its version is not one of them"
+    elif changed := _changed():
+        misfit = f"its {changed.partition(':')[2]} is not what it was in these"
+    elif internals.missing:
+        found, requirement = "", internals.REQUIREMENT
+        misfit = f"{internals.installed()} has no {', '.join(internals.missing)}"
+    if misfit:
+        path.remove(str(_HERE))
+    _run(_ROOT / "__init__.py", package)
+    misfit = misfit or install()
     if misfit:
         warnings.warn(
-            f"gpytorch-tensors has no effect: the installed GPyTorch is {version or 'of unknown version'}, {_TESTED}, "
-            f"and {misfit}. GPyTorch runs as it is, and settings.use_torch_tensors changes nothing. Install "
-            f"{_REQUIREMENT}, or a release of gpytorch-tensors that was tested with yours.",
+            f"gpytorch-tensors has no effect: {found}{misfit}. GPyTorch runs as it is, and settings.use_torch_tensors "
+            f"changes nothing. Install {requirement}, or a release of gpytorch-tensors that was tested with yours.",
             RuntimeWarning,
             stacklevel=3,  # whoever imports the package; Python leaves its own import frames out
         )
+    elif not is_tested(version):
+        logger.info("GPyTorch %s takes the overlay: %s, and all that is replaced is as it was there.", version, _TESTED)
 
 
 def extend(name: str) -> None:
@@ -136,6 +166,51 @@ def replaces(owner: type, name: str | None = None) -> Callable[[Callable], Calla
     return note
 
 
+def stands_for(*functions: Callable | property) -> None:
+    """Note that the overlay computes in its own way what these functions of upstream's do.
+
+    :param functions: Functions, methods or properties of the installed GPyTorch or linear_operator.
+    """
+    checked.update(_name(function.fget if isinstance(function, property) else function) for function in functions)
+
+
+def _name(function: Callable) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _source(text: str, cls: str, function: str) -> str:
+    # A method's lines in the text of a module, without parsing all of that: once more if the class is defined twice
+    found = []
+    for indent, body in re.findall(rf"^( *)class {cls}\b.*\n((?:\1 +.*\n|\s*\n)*)", text, re.MULTILINE):
+        head = rf"(?:^{indent}    @.*\n)*^{indent}    def {function}\("
+        found += re.findall(rf"{head}(?:.*\n)(?:{indent}    [ )].*\n|\s*\n)*", body, re.MULTILINE)
+    return "".join(found).rstrip()
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Return digests of the sources of methods, which are read and not run.
+
+    :param names: The methods' modules and names, as in "gpytorch.kernels.kernel:Kernel.forward".
+    :return: Their digests; "" for one that there is not.
+    """
+    found: dict[str, str] = {}
+    for module, of_module in groupby(sorted(names), key=lambda name: name.partition(":")[0]):
+        package, *parts = module.split(".")
+        root = _ROOT if package == "gpytorch" else Path(find_spec(package).origin).parent
+        file = root.joinpath(*parts).with_suffix(".py")
+        text = file.read_text("utf-8") if file.exists() else ""
+        for name in of_module:
+            source = _source(text, *name.partition(":")[2].split("."))
+            found[name] = hashlib.sha256(source.encode()).hexdigest()[:16] if source else ""
+    return found
+
+
+def _changed() -> str | None:
+    # The first of the functions that were tested which the installed GPyTorch does not have as it was
+    found = digests(SOURCES)
+    return next((name for name, tested in SOURCES.items() if found[name] not in tested), None)
+
+
 def _parameters(function: Callable) -> list[inspect.Parameter]:
     parameters = inspect.signature(function).parameters.values()
     return [parameter.replace(annotation=parameter.empty) for parameter in parameters]
@@ -152,6 +227,7 @@ def install() -> str | None:
         original = getattr(owner, name, None)
         if not callable(original) or _parameters(original) != _parameters(function):
             return f"its {owner.__qualname__}.{name} has other parameters than theirs"
+        stands_for(original)
     # As a user sees them, inherited or not, and before one replacement shows in the docstring of the next.
     docs = [inspect.getdoc(getattr(owner, name)) for owner, name, _ in noted]
     for (owner, name, function), doc in zip(noted, docs, strict=True):

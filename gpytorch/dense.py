@@ -9,32 +9,29 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from linear_operator.operators import (
     AddedDiagLinearOperator,
-    ConstantDiagLinearOperator,
     ConstantMulLinearOperator,
     DenseLinearOperator,
-    DiagLinearOperator,
     LinearOperator,
-    MulLinearOperator,
-    SumLinearOperator,
     to_linear_operator,
 )
 from torch import Tensor
 
 from . import beta_features, settings
+from ._internals import memoized_names
 from .constraints.unconstrained import CONSTRAINTS, Unconstrained
 from .distributions import MultivariateNormal
 from .functions import kernel_log_prob
 from .functions._transforms import is_transformed
 from .functions.cholesky_inverse import differentiable_cholesky
-from .functions.kernel_covariance import KernelCovariance
-from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, is_structured, of_rows, plain
+from .functions.given import Given
+from .functions.kernel_covariance import KernelCovariance, no_leaves, plain_block
+from .functions.kernel_matrix import Expression, KernelMatrix, diagonal, evaluate, of_rows
 from .functions.parameters import Parameter
-from .kernels.expression import Terms, write_kernel
+from .kernels.expression import Terms, is_dense_in_parts, is_never_held, write_kernel
 from .kernels.kernel import Kernel
 from .lazy import LazyEvaluatedKernelTensor
 from .likelihoods.likelihood import Likelihood
@@ -45,24 +42,27 @@ logger = logging.getLogger(__name__)
 #: How often each route was taken: "tensors", "upstream". The reasons are logged at DEBUG.
 routes: Counter[str] = Counter()
 
-_DENSE = (DenseLinearOperator, SumLinearOperator, MulLinearOperator, ConstantMulLinearOperator, AddedDiagLinearOperator)
-_DIAGONAL = (DiagLinearOperator, ConstantDiagLinearOperator)
-#: The reason for the tensor path where the kernel is written as an expression.
+#: The reasons for the tensor path where the kernel is written as an expression.
 CLOSED_FORM = "the kernel has a closed-form gradient"
+PARTS = "parts of the kernel have a closed-form gradient, and upstream would factorize the whole as a dense matrix"
+# What upstream asks of a covariance matrix to factorize it
+_FACTORIZES = ("inv_quad_logdet", "_cholesky", "cholesky", "inv_quad", "logdet", "solve", "_solve")
 _FACTORS = {"cholesky", "root_decomposition", "root_inv_decomposition", "symeig", "svd", "lanczos", "diagonalization"}
 
 
 class ClosedForm:
-    """A covariance matrix whose kernel has a closed-form gradient, before it is evaluated.
+    """A covariance matrix as an expression, before it is evaluated, of parts with closed-form gradients and of tensors.
 
-    :param terms: The matrix as an expression, and the tensors that it is made of.
-    :param noises: What is added to its diagonal (each ... x N or ... x 1).
+    :param terms: The expression, and the tensors that it is made of.
+    :param reason: Why the matrix is a tensor.
+    :ivar noises: What is added to its diagonal (each ... x N or ... x 1).
     """
 
-    __slots__ = ("noises", "terms")
+    __slots__ = ("noises", "reason", "terms")
 
-    def __init__(self, terms: Terms, noises: tuple[Parameter, ...] = ()) -> None:
-        self.terms, self.noises = terms, noises
+    def __init__(self, terms: Terms, reason: str = CLOSED_FORM) -> None:
+        self.terms, self.reason = terms, reason
+        self.noises: tuple[Parameter, ...] = ()
 
     def add_noise(self, noise: Unconstrained) -> ClosedForm:
         """Add noise to the diagonal, and return the matrix.
@@ -98,6 +98,13 @@ class ClosedForm:
                 values[slot] = values[slot][..., rows, :]
         return kernel_log_prob.with_noise(_evaluate(self.terms.expression, values), self.noises, values)
 
+    def at_rows(self, rows: Tensor) -> ClosedForm:
+        """Return some of the rows of a matrix that has no noise.
+
+        :param rows: Their numbers.
+        """
+        return ClosedForm(self.terms.at_rows(rows))
+
     @property
     def batch_shape(self) -> torch.Size:
         """The matrix's batch shape."""
@@ -124,23 +131,38 @@ class ClosedFormPrior:
         """Return the matrix (... x N x N) as a tensor with a gradient."""
         if self.cross.terms.matrix_shape[0] == 1:
             return self.diagonal().unsqueeze(-1)
+        return self.block(None, None)
+
+    def block(self, rows: slice | None, cols: slice | None) -> Tensor:
+        """Return a block of the matrix as a tensor with a gradient.
+
+        :param rows: The block's rows, from one number to another.
+        :param cols: The block's columns.
+        """
         terms = self.cross.terms
-        return _evaluate(of_rows(terms.expression), terms.values)
+        return _evaluate(of_rows(terms.expression), terms.values, rows, cols)
 
     def diagonal(self) -> Tensor:
-        """Return its diagonal (... x 1)."""
+        """Return its diagonal (... x N or ... x 1)."""
         terms = self.cross.terms
         return diagonal(terms.expression, terms.values)
 
+    def at(self, rows: Tensor) -> ClosedFormPrior:
+        """Return the covariance matrix of some of the rows.
 
-def _evaluate(expression: Expression, values: list[Tensor]) -> Tensor:
-    if is_transformed():
-        return plain(expression, values)
+        :param rows: Their numbers.
+        """
+        return ClosedFormPrior(self.cross.at_rows(rows))
+
+
+def _evaluate(
+    expression: Expression, values: list[Tensor], rows: slice | None = None, cols: slice | None = None
+) -> Tensor:
+    if is_transformed() or (len(expression) == 1 and type(expression[0]) is Given):
+        return plain_block(expression, values, rows, cols)
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        # Views of the leaves, which unlike these can be asked whether a backward reaches them.
-        views = (each.view_as(each) if each.requires_grad and each.is_leaf else each for each in values)
-        return KernelCovariance.apply(expression, *views)
-    return evaluate(KernelMatrix(expression, values))
+        return KernelCovariance.apply(expression, rows, cols, *no_leaves(values))
+    return evaluate(KernelMatrix(expression, values), rows, cols)
 
 
 def note(taken: bool, reason: str) -> bool:
@@ -169,40 +191,88 @@ def closed_form(covar: LinearOperator) -> ClosedForm | None:
 
     :param covar: The covariance matrix.
     """
-    noise: Tensor | None = None
-    if type(covar) is AddedDiagLinearOperator:
-        noise = diagonal_of(covar._diag_tensor)
-        if noise is None:
-            return None
-        covar = covar._linear_op
+    covar, noise = without_noise(covar)
+    form = _unevaluated_form(covar, evaluates=False)
+    return form if form is None or noise is None else form.add_noise((noise, False, None))
+
+
+def written(covar: LinearOperator, batch_shape: torch.Size | None = None) -> ClosedForm | str:
+    """Return a covariance matrix as an expression, whose parts have closed forms or are evaluated, or why it is left to
+    upstream.
+
+    :param covar: The covariance matrix.
+    :param batch_shape: Its batch shape, where that is known.
+    """
+    if has_factor(covar):
+        return "a factor of the covariance is cached already"
+    covar, noise = without_noise(covar)
+    form = _unevaluated_form(covar, evaluates=True)
+    if form is None or form.batch_shape != (covar.batch_shape if batch_shape is None else batch_shape):
+        form = given(covar)
+    return form if isinstance(form, str) or noise is None else form.add_noise((noise, False, None))
+
+
+def without_noise(covar: LinearOperator) -> tuple[LinearOperator, Tensor | None]:
+    """Return a covariance matrix without what is added to its diagonal, and that (... x N or ... x 1), if anything is.
+
+    :param covar: The covariance matrix.
+    """
+    if type(covar) is not AddedDiagLinearOperator:
+        return covar, None
+    noise = diagonal_of(covar._diag_tensor)
+    return covar._linear_op, covar._diag_tensor.diagonal() if noise is None else noise
+
+
+def _unevaluated_form(covar: LinearOperator, evaluates: bool) -> ClosedForm | None:
     if (
         type(covar) is not LazyEvaluatedKernelTensor
         or covar.params
         or covar.last_dim_is_batch
         or covar._is_grad_enabled != torch.is_grad_enabled()
-        or ("_memoize_cache" in covar.__dict__ and any(key[0] == "kernel_eval" for key in covar._memoize_cache))
+        or "kernel_eval" in memoized_names(covar)
     ):
         return None
-    return closed_form_of(covar.kernel, covar.x1, covar.x2, noise)
+    return closed_form_of(covar.kernel, covar.x1, covar.x2, evaluates)
 
 
-def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, noise: Tensor | None = None) -> ClosedForm | None:
+def closed_form_of(kernel: Kernel, x1: Tensor, x2: Tensor, evaluates: bool = False) -> ClosedForm | None:
     """Return the closed form of a kernel's covariance matrix, if it has one.
 
     :param kernel: The kernel.
     :param x1: The inputs of the rows, with the kernel's active dimensions selected (... x N x D).
     :param x2: The inputs of the columns (... x M x D).
-    :param noise: What is added to the diagonal (... x N or ... x 1).
+    :param evaluates: Whether parts of the kernel that have none are evaluated.
     """
+    if not is_dense_in_parts(kernel):
+        return None
     if beta_features.checkpoint_kernel.value() or torch.is_autocast_enabled(x1.device.type):
         return None
     if not (x1.is_floating_point() and x2.is_floating_point()):  # whole numbers have no mean and no gradient
         return None
-    terms = Terms()
-    if not write_kernel(kernel, x1, x2, terms) or is_structured(terms.expression):
+    terms = Terms(evaluates)
+    if not write_kernel(kernel, x1, x2, terms):
         return None
-    form = ClosedForm(terms)
-    return form if noise is None else form.add_noise((noise, False, None))
+    is_given = evaluates and any(type(step) is Given for step in terms.expression)
+    return ClosedForm(terms, PARTS if is_given else CLOSED_FORM)
+
+
+def given(covar: LinearOperator) -> ClosedForm | str:
+    """Return a covariance matrix evaluated by upstream, where upstream would factorize it as a dense matrix, or why it
+    would not.
+
+    :param covar: The covariance matrix.
+    """
+    if beta_features.checkpoint_kernel.value():
+        return "checkpoint_kernel has the kernel evaluated in pieces"
+    evaluated = covar.evaluate_kernel() if inherits_factorization(covar) else covar
+    structure = structured(evaluated)
+    if structure is not None:
+        return f"{type(structure).__name__} has structure"
+    if torch.is_autocast_enabled(evaluated.device.type):
+        return "autocast chooses the dtype of what upstream computes"
+    terms = Terms()
+    terms.add_given(evaluated.to_dense())
+    return ClosedForm(terms, f"upstream would factorize {type(evaluated).__name__} as a dense matrix")
 
 
 def unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:
@@ -246,13 +316,12 @@ def decide(covar: LinearOperator) -> Callable[[Tensor], Tensor] | None:
     if not uses_cholesky(covar.size(-1)):
         note(False, f"{covar.size(-1)} rows are more than max_cholesky_size")
         return None
-    form = closed_form(covar)
-    if form is not None and form.batch_shape == covar.batch_shape and not has_factor(covar):
-        note(True, CLOSED_FORM)
-        return form.log_prob
-    if not is_dense(covar):
+    form = written(covar)
+    if isinstance(form, str):
+        note(False, form)
         return None
-    return partial(kernel_log_prob.gaussian_log_prob, covar.evaluate_kernel().to_dense())
+    note(True, form.reason)
+    return form.log_prob
 
 
 def closed_form_marginal(
@@ -274,15 +343,15 @@ def closed_form_marginal(
         or not uses_cholesky(function_dist.loc.size(-1))
     ):
         return None
-    covar = closed_form(function_dist._covar)
-    noise = covar and marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
-    if noise is None:
+    noise = marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
+    form = None if noise is None else written(function_dist._covar, function_dist.batch_shape)
+    if not isinstance(form, ClosedForm):
         return None
-    covar = covar.add_noise(noise)
-    if covar.batch_shape != function_dist.batch_shape:
+    form.add_noise(noise)
+    if form.batch_shape != function_dist.batch_shape:
         return None
-    note(True, CLOSED_FORM)
-    return covar
+    note(True, form.reason)
+    return form
 
 
 def is_dense(covar: LinearOperator | ClosedForm) -> bool:
@@ -290,17 +359,8 @@ def is_dense(covar: LinearOperator | ClosedForm) -> bool:
 
     :param covar: The covariance matrix.
     """
-    if isinstance(covar, ClosedForm):
-        return note(True, CLOSED_FORM)
-    if has_factor(covar):
-        return note(False, "a factor of the covariance is cached already")
-    evaluated = covar.evaluate_kernel()
-    structure = structured(evaluated)
-    if structure is not None:
-        return note(False, f"{type(structure).__name__} has structure")
-    if torch.is_autocast_enabled(evaluated.device.type):
-        return note(False, "autocast chooses the dtype of what upstream computes")
-    return note(True, f"upstream would factorize {type(evaluated).__name__} as a dense matrix")
+    form = covar if isinstance(covar, ClosedForm) else written(covar)
+    return note(False, form) if isinstance(form, str) else note(True, form.reason)
 
 
 def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
@@ -309,17 +369,17 @@ def factorize(covar: LinearOperator | ClosedForm, detached: bool) -> Tensor:
     :param covar: The covariance matrix.
     :param detached: Whether the factor has no gradient.
     """
-    if isinstance(covar, ClosedForm):
-        if detached and covar.shape[-1] > 1 and not is_transformed():
-            return covar.factorize()
-        matrix = covar.to_dense()
-    else:
-        matrix = covar.evaluate_kernel().to_dense()
+    form = covar if isinstance(covar, ClosedForm) else written(covar)
+    if detached and form.shape[-1] > 1 and not is_transformed():
+        return form.factorize()
+    matrix = form.to_dense()
     return differentiable_cholesky(matrix.detach() if detached else matrix)
 
 
-class _Evaluated:
+class Evaluated:
     """An operator as what :class:`ClosedForm` is for kernels that have none."""
+
+    terms = None  # it has no expression
 
     def __init__(self, covar: LinearOperator) -> None:
         self.covar = covar.evaluate_kernel()
@@ -328,13 +388,22 @@ class _Evaluated:
     def to_dense(self, rows: slice | None = None) -> Tensor:
         return (self.covar if rows is None else self.covar[..., rows, :]).to_dense()
 
+    def block(self, rows: slice | None, cols: slice | None) -> Tensor:
+        return self.covar[..., rows or slice(None), cols or slice(None)].to_dense()
+
     def diagonal(self) -> Tensor:
         return self.covar.diagonal(dim1=-1, dim2=-2)
+
+    def at_rows(self, rows: Tensor) -> Evaluated:
+        return Evaluated(self.covar[..., rows, :])
+
+    def at(self, rows: Tensor) -> Evaluated:
+        return Evaluated(DenseLinearOperator(self.covar.to_dense()[..., rows, :][..., rows]))
 
 
 def unevaluated(
     prior: LinearOperator | Tensor | ClosedFormPrior, cross: LinearOperator | Tensor | ClosedForm
-) -> tuple[ClosedFormPrior | _Evaluated, ClosedForm | _Evaluated]:
+) -> tuple[ClosedFormPrior | Evaluated, ClosedForm | Evaluated]:
     """Return what gives the covariance matrices of a prediction, or parts of them, when asked.
 
     :param prior: K(test, test) (... x M x M).
@@ -345,28 +414,41 @@ def unevaluated(
     prior, cross = to_linear_operator(prior), to_linear_operator(cross)
     form = closed_form(cross)
     if form is None or type(prior) is not type(cross) or prior.kernel is not cross.kernel or prior.x1 is not cross.x1:
-        return _Evaluated(prior), _Evaluated(cross)
+        return Evaluated(prior), Evaluated(cross)
     return ClosedFormPrior(form), form
 
 
 def structured(covar: LinearOperator) -> LinearOperator | None:
-    """Return the first part of an evaluated covariance that upstream may treat better than as a dense matrix.
+    """Return the part of an evaluated covariance that upstream may treat better than as a dense matrix.
+
+    One matrix with a structure keeps it. Of several that are added or multiplied, in an operator that inherits its
+    factorization from :obj:`~linear_operator.LinearOperator`, upstream makes a dense matrix, whatever they are.
 
     :param covar: The covariance matrix, with its kernel evaluated.
-    :return: The part, or None if the whole is dense, or a sum or product of dense matrices, or one of these with an
-        added diagonal.
+    :return: The part, or None if upstream would factorize a dense matrix.
     """
-    if type(covar) not in _DENSE or has_factor(covar):
+    kind = type(covar)
+    if has_factor(covar) or not inherits_factorization(covar):
         return covar
-    for part in covar._args:
-        if isinstance(part, LinearOperator):
-            is_added_diagonal = type(covar) is AddedDiagLinearOperator and type(part) in _DIAGONAL
-            found = None if is_added_diagonal else structured(part)
-            if found is not None:
-                return found
-    return None
+    if kind is DenseLinearOperator:
+        return None
+    if kind is ConstantMulLinearOperator:
+        return structured(covar.base_linear_op)
+    if kind is AddedDiagLinearOperator:
+        return structured(covar._linear_op)
+    is_of_several = sum(isinstance(part, LinearOperator) for part in covar._args) > 1
+    return None if is_of_several and not is_never_held(covar) else covar
+
+
+def inherits_factorization(covar: LinearOperator) -> bool:
+    """Return whether an operator is factorized as every :obj:`~linear_operator.LinearOperator` is.
+
+    :param covar: The operator, with its kernel evaluated or not.
+    """
+    kind = type(covar)
+    return [getattr(kind, name) for name in _FACTORIZES] == [getattr(LinearOperator, name) for name in _FACTORIZES]
 
 
 def has_factor(covar: LinearOperator) -> bool:
     """Return whether a factorization of the covariance is cached, which upstream would use again."""
-    return any(key[0] in _FACTORS for key in getattr(covar, "_memoize_cache", ()))
+    return not _FACTORS.isdisjoint(memoized_names(covar))

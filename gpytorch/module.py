@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _upstream, settings
+from . import _internals, _upstream, settings
 from .constraints import Interval
 
 _upstream.extend(__name__)
@@ -82,7 +82,8 @@ def _apply(self, fn, recurse=True):
     asks at every evaluation.
     """
     # Another function might write to the tensors, or draw numbers: it is not to be tried.
-    is_conversion = _CONVERT is not None and getattr(fn, "__code__", None) is _CONVERT
+    conversion = _internals.conversion_code
+    is_conversion = conversion is not None and getattr(fn, "__code__", None) is conversion
     if is_conversion and recurse and settings.use_torch_tensors.on() and not _makes_new_parameters():
         with torch.no_grad():
             if _stays(self, fn):
@@ -120,9 +121,6 @@ def _has_one_of(module: torch.nn.Module, name: str, methods: tuple[Callable, ...
     return getattr(type(module), name) in methods and name not in module.__dict__
 
 
-_CODES = torch.nn.Module.to.__code__.co_consts
-# Of the function that `Module.to` hands to `_apply`
-_CONVERT = next((code for code in _CODES if getattr(code, "co_name", None) == "convert"), None)
 _TENSORS = (Tensor, torch.nn.Parameter)
 _TRAINS = (torch.nn.Module.train, _upstream_train, train)
 _APPLIES = (torch.nn.Module._apply, _apply, Interval._apply)  # an Interval's bounds are buffers as well

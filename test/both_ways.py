@@ -180,12 +180,13 @@ def live_tensors() -> int:
 def python_memory() -> tracemalloc.Snapshot:
     """What Python holds, less the names in its cache of attribute lookups: thousands, which fill over many calls."""
     gc.collect()
-    sys._clear_type_cache()
+    clear = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache  # the first since Python 3.13
+    clear()
     return tracemalloc.take_snapshot()
 
 
 def assert_leaves_nothing_behind(work: Callable[[int], None], rounds: int, calls: int) -> None:
-    """`work(calls)` again and again keeps no tensor and no memory of Python's."""
+    """`work(calls)` again and again keeps no tensor and no memory of Python's; for tests marked `alone`."""
     work(20)
     tensors, grown = live_tensors(), []
     tracemalloc.start()

@@ -26,6 +26,7 @@ from benchmarks import (
     accuracy,
     agreement,
     attribution,
+    ax,
     fantasies,
     machine,
     measuring,
@@ -33,13 +34,14 @@ from benchmarks import (
     record,
     report,
     run,
+    threshold,
     timing,
     train,
     uci,
     ways,
 )
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks.apart import measure_apart
+from benchmarks.apart import measure_apart, run_apart
 from benchmarks.data import load
 from benchmarks.options import InputError, Options
 from benchmarks.row import Case, Row
@@ -436,12 +438,14 @@ def test_main_job_from_the_command_line(tmp_path):
     "question, words",
     [
         ("train", "--kernel matern52 --dtype float32"),
+        ("kernels", "--sets RBF,polynomial,linear"),
         ("attribution", "--kernel rbf"),
         ("memory", "--memory 1,2"),
         ("predict", ""),
         ("fantasies", "--dtype float64,float32"),
         ("batch", ""),
-        ("bo", ""),
+        ("bo", "--only tasks,outputs,qMES,samples,loop"),
+        ("threshold", "--n 850 --dtype float64"),
         ("peers", "--kernel matern"),
         ("accuracy", "--dtype float64"),
         ("limits", "--dtype float64"),
@@ -464,6 +468,89 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
     assert QUESTIONS[question] and capsys.readouterr().out
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_posterior_by_hand_is_the_posterior(outputs):
+    """At candidates alone and behind the training points, whole and by rows."""
+    pytest.importorskip("botorch", reason="BoTorch is not installed")
+    from benchmarks import bo
+
+    case = Case("bo", bo.STEP, 12, bo.D, "float64", "cpu")
+    x, y = bo._observations(case, outputs)
+    by_hand, model = bo._GPByHand(x, y).eval(), bo.SingleTaskGP(x, y).eval()
+    by_hand.observed = x
+    candidates = torch.rand(5, 3, bo.D, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    for points in (candidates, torch.cat([x.expand(5, -1, -1), candidates], dim=-2)):
+        for noise in (False, True):
+            ours, theirs = (m.posterior(points, observation_noise=noise) for m in (by_hand, model))
+            for name in ("mean", "variance"):
+                torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-8, atol=1e-8)
+            covar, expected = (p.distribution.lazy_covariance_matrix for p in (ours, theirs))
+            torch.testing.assert_close(covar.to_dense(), expected.to_dense(), rtol=1e-8, atol=1e-8)
+            if outputs == 1:
+                torch.testing.assert_close(covar[..., -3:, :].to_dense(), expected.to_dense()[..., -3:, :])
+
+
+def test_only_picks_cases_by_their_names(capsys):
+    cases = [Case("toy", name, 1, 1, "float64", "cpu") for name in ("a fit", "LogEI", "qLogEI")]
+    assert run._chosen(cases, None) == cases
+    assert run._chosen(cases, ("logei",)) == cases[1:]
+    assert run._chosen(cases, ("fit", "qlog")) == [cases[0], cases[2]]
+    with pytest.raises(InputError, match="No case is called anything with loop in it; there are a fit; LogEI; qLogEI"):
+        run._chosen(cases, ("loop",))
+
+
+class TestAx:
+    def test_left_out_by_name(self, monkeypatch, capsys):
+        monkeypatch.setattr(ax, "find_spec", lambda name: None)
+        assert main(["ax"]) == 2
+        assert "ax is left out, as it needs Ax: python -m pip install ax-platform" in capsys.readouterr().err
+
+    def test_time_is_of_the_innermost_package(self):
+        scipy, botorch = (pytest.importorskip(name).__path__[0] for name in ("scipy", "botorch"))
+        pytest.importorskip("ax")
+        frames = [
+            [f"f\0{folder}/x.py\x001" for folder in folders]
+            for folders in ([botorch, scipy], [scipy, botorch, "/usr/lib"], ["/usr/lib"])
+        ]
+        frames.append([f"f\0{botorch}/x.py\x001", f"f\0{torch.autograd.graph.__file__}\x001"])
+        shares = ax._shares([(stack, 0.5) for stack in frames])
+        assert shares == {"GPyTorch": 0, "BoTorch": 0.25, "SciPy": 0.25, "Ax": 0.25, ax.BACKWARD: 0.25}
+
+    def test_rows_of_both_ways(self, tmp_path, monkeypatch):
+        pytest.importorskip("ax")
+        asked = []
+
+        def run_apart(work, space, trials, seed, is_profiled, environment):
+            asked.append((space, is_profiled, environment))
+            speed = 1 if environment["GPYTORCH_USE_TORCH_TENSORS"] == "on" else 2
+            shares = dict.fromkeys((*ax.PACKAGES, ax.BACKWARD), 0.2) if is_profiled else {}
+            return ax.Loop([0.5 * speed] * 5 + [9.0] + [speed] * 8, 5, 1.0, shares)
+
+        monkeypatch.setattr(ax, "run_apart", run_apart)
+        monkeypatch.setattr(ax, "find_spec", lambda name: name)
+        (case,) = [c for c in ax.cases(Options()) if c.case == "mixed space with OPENBLAS_NUM_THREADS=1"]
+        rows = ax.measure(case, Options(), lambda fraction: None)
+        assert [(row.provider, row.mode, row.p50) for row in rows] == [
+            ("stock", ax.FIRST, 9),
+            ("stock", ax.OTHERS, 21),
+            ("tensors", ax.FIRST, 9),
+            ("tensors", ax.OTHERS, 10.5),
+        ]
+        assert len(asked) == 2 * ax.ROUNDS + 2
+        assert all(space == ax.MIXED and said["OPENBLAS_NUM_THREADS"] == "1" for space, _, said in asked)
+        first, others, shares = ax.tables(rows)
+        assert [table.lines[0][-1] for table in (first, others)] == ["1.00", "2.00"] and len(shares.lines) == 2
+        assert "2.00 times as fast" in ax.remarks(rows)[0] and len(ax.pictures(rows, tmp_path)) == 1
+
+    def test_loop(self):
+        for name in ("ax", "pyinstrument"):
+            pytest.importorskip(name)
+        ran = run_apart(ax.loop, ax.MIXED, 7, 0, True, environment={"GPYTORCH_USE_TORCH_TENSORS": "on"})
+        assert len(ran.seconds) == 7 and 0 < ran.first < 6
+        assert 0 < ran.best < 3.33 and sum(ran.shares.values()) == pytest.approx(1)
+        assert ran.shares["GPyTorch"] > 0.05 and ran.shares["BoTorch"] > 0.05
+
+
 @pytest.mark.parametrize("way, border", [("stock", False), ("tensors", True)])
 def test_fantasies_border_a_factor_in_one_of_the_ways(way, border):
     (case, query) = fantasies.cases(Options(sizes=(12,)))
@@ -472,6 +559,14 @@ def test_fantasies_border_a_factor_in_one_of_the_ways(way, border):
         make = fantasies.maker_of(case, way)
         assert ways.takes_tensors(make) == border
         assert make().train_inputs[0].shape == (16, 13, 6)
+
+
+def test_crossover_of_the_threshold_is_named():
+    rows = TestReport.rows({1000: 2.0, 2000: 1.1, 4000: 0.8})
+    (said,) = threshold.remarks(rows)
+    assert "makes a step faster up to n = 2,000" in said and "between n = 2,000 and 4,000" in said
+    (said,) = threshold.remarks(TestReport.rows({1000: 0.9}))
+    assert "makes a step faster at none" in said
 
 
 class TestReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -61,6 +62,25 @@ def test_each_machine_has_a_picture_of_its_own(results, tmp_path, cpus):
 def test_markers_without_results(results, tmp_path, marker, message):
     with pytest.raises(InputError, match=message):
         readme.rendered(TEXT.replace("uci", marker), results, results, tmp_path)
+
+
+def test_releases_tried_have_a_table_of_their_own(results, tmp_path):
+    counts = {"passed": 2000, "failed": 2, "errors": 1, "skipped": 0, "excused": 0}
+    names = ("python", "torch", "gpytorch", "linear_operator", "botorch", "numpy")
+    summary = {
+        "versions": {**dict.fromkeys(names, "1.0"), "torch": "2.0+cpu"},
+        "counts": dict.fromkeys(("suite", "off", "on", "stock"), counts),
+        "failures": {"suite": ["a", "b", "c"], "off": [], "on": ["d"]},
+        "commit": "abc",
+        "date": "2026-01-01",
+    }
+    text = "before\n<!-- stacks -->\nold\n<!-- /stacks -->\nafter\n"
+    with pytest.raises(InputError, match="none are on record"):
+        readme.rendered(text, results, results, tmp_path)
+    (results / "stacks.json").write_text(json.dumps([summary]))
+    new = readme.rendered(text, results, results, tmp_path)
+    line = "| 1.0 | 2.0 | 1.0 | 1.0 | 1.0 | 1.0 | 2,000, 3 | 2,000, 0 (3) | 2,000, 1 (2) | 2026-01-01, abc |"
+    assert line in new and "old" not in new and new.endswith("\n<!-- /stacks -->\nafter\n")
 
 
 def test_check_fails_when_they_differ(results, tmp_path, monkeypatch):

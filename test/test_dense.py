@@ -62,6 +62,11 @@ def constant_diagonal() -> ops.ConstantDiagLinearOperator:
     return ops.ConstantDiagLinearOperator(torch.tensor([0.5], dtype=torch.float64), N)
 
 
+def never_held() -> ops.KernelLinearOperator:
+    x = inputs(N)
+    return ops.KernelLinearOperator(x, x, covar_func=lambda x1, x2: x1 @ x2.mT)
+
+
 class OfAUser(ops.DenseLinearOperator):
     """May override anything."""
 
@@ -77,6 +82,18 @@ DENSE: dict[str, Callable[[], LinearOperator]] = {
     "with a constant diagonal": lambda: ops.AddedDiagLinearOperator(matrix(), constant_diagonal()),
     "with two diagonals": lambda: matrix().add_diagonal(vector()).add_diagonal(vector(seed=1)),
     "scaled with jitter": lambda: scaled(matrix()).add_jitter(0.1),
+    # Of several matrices upstream makes a dense one, whatever they are.
+    "dense and low rank": lambda: ops.SumLinearOperator(matrix(), low_rank()),
+    "dense and kronecker and diagonal": lambda: (matrix() + kronecker()).add_diagonal(vector()),
+    "low rank and dense, scaled": lambda: scaled(low_rank() + matrix()),
+    "product with low rank": lambda: ops.MulLinearOperator(matrix(), low_rank()).add_diagonal(vector()),
+    "low ranks and diagonal": lambda: ops.SumLinearOperator(low_rank(), low_rank()).add_diagonal(vector()),
+    "dense and toeplitz": lambda: matrix() + toeplitz(),
+    "product of toeplitz matrices": lambda: toeplitz() * toeplitz(),
+    "kronecker diagonal": lambda: (
+        matrix()
+        + ops.KroneckerProductDiagLinearOperator(ops.DiagLinearOperator(vector(2)), ops.DiagLinearOperator(vector(3)))
+    ),
 }
 
 STRUCTURED: dict[str, Callable[[], LinearOperator]] = {
@@ -101,10 +118,7 @@ STRUCTURED: dict[str, Callable[[], LinearOperator]] = {
     "scaled toeplitz and diagonal": lambda: scaled(toeplitz()).add_diagonal(vector()),
     "repeated kronecker": lambda: ops.BatchRepeatLinearOperator(kronecker(), torch.Size([2])),
     "repeated dense": lambda: ops.BatchRepeatLinearOperator(matrix(), torch.Size([2])),
-    "dense and low rank": lambda: matrix() + low_rank(),
-    "dense and kronecker and diagonal": lambda: (matrix() + kronecker()).add_diagonal(vector()),
-    "low rank and dense, scaled": lambda: scaled(low_rank() + matrix()),
-    "product with low rank": lambda: ops.MulLinearOperator(matrix(), low_rank()).add_diagonal(vector()),
+    "dense and never held": lambda: (matrix() + never_held()).add_diagonal(vector()),
     "masked": lambda: ops.MaskedLinearOperator(matrix(), *[torch.arange(N) != 2] * 2),
     "masked diagonal": lambda: ops.MaskedLinearOperator(diagonal(), *[torch.arange(N) != 2] * 2),
     "joined batches": lambda: ops.CatLinearOperator(matrix().unsqueeze(0), matrix(1).unsqueeze(0), dim=0),
@@ -213,7 +227,9 @@ REASONS = {
     "closed form": (lambda: kernels.RBFKernel().double()(inputs(5)), "tensors", "closed-form"),
     "dense": (matrix, "tensors", "DenseLinearOperator"),
     "structure": (kronecker, "upstream", "KroneckerProductLinearOperator has structure"),
-    "structure inside": (lambda: matrix() + scaled(low_rank()), "upstream", "LowRank"),
+    "structure inside": (lambda: scaled(toeplitz()).add_diagonal(vector()), "upstream", "Toeplitz"),
+    "structure in a sum": (lambda: matrix() + scaled(low_rank()), "tensors", "SumLinearOperator"),
+    "never held": (lambda: matrix() + never_held(), "upstream", "has structure"),
     "size": (lambda: ops.DenseLinearOperator(torch.eye(801)), "upstream", "max_cholesky_size"),
 }
 

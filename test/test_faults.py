@@ -301,6 +301,7 @@ def test_parameter_changed_between_forward_and_backward_is_an_error(flag: bool) 
         value.backward()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kernel", ["closed form", "without closed form"])
 def test_1000_steps_leave_nothing_behind(kernel: str) -> None:
     mll = exact_gp(KERNELS[kernel](), inputs(N))
@@ -316,6 +317,7 @@ def test_1000_steps_leave_nothing_behind(kernel: str) -> None:
         assert_leaves_nothing_behind(train, *((5, 200) if kernel == "closed form" else (4, 150)))
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")
 @pytest.mark.parametrize("kernel", ["closed form", "without closed form"])
 def test_steps_do_not_grow_the_process(kernel: str) -> None:

@@ -109,6 +109,7 @@ def test_fault_in_a_backward_through_a_prediction_leaves_a_model_that_predicts_a
     assert_all_equal(torch.autograd.grad(predict(model, x)[1].sum(), x), expected)
 
 
+@pytest.mark.alone
 @each_kernel
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> None:
@@ -126,6 +127,7 @@ def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> 
     assert_leaves_nothing_behind(work, 5, 200 if kernel == "closed form" else 50)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")
 @each_kernel
 def test_fitting_and_predicting_again_and_again_does_not_grow_the_process(kernel: str) -> None:
@@ -252,7 +254,7 @@ if __name__ == "__main__":
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=work, args=(mll, x, theirs))
     child.start()
-    assert ours.poll(120), "the child does not answer"
+    assert ours.poll(1200), "the child does not answer"
     routes, found = pickle.loads(ours.recv())
     child.join()
     assert child.exitcode == 0 and set(routes) == {"tensors"}, (child.exitcode, routes)
@@ -272,7 +274,7 @@ def test_child_process_goes_on_with_a_model_on_tensors(method: str, tmp_path: Pa
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "test"), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": path, "GPYTORCH_USE_TORCH_TENSORS": "1"}
     command = [sys.executable, "-W", "ignore", str(file), method]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr
 
 
@@ -352,7 +354,7 @@ def test_model_moved_to_another_dtype_predicts_there_once_its_caches_are_gone(ke
     expected = predict(model, x)
     model.float()
     for flag in (False, True):  # the caches are of the other type, with upstream as here
-        with use_torch_tensors(flag), pytest.raises(RuntimeError, match="dtype"):
+        with use_torch_tensors(flag), pytest.raises(RuntimeError, match=r"dtype|scalar type"):
             model(x.float()).mean  # noqa: B018
     model.train().eval()
     for ours, theirs in zip(predict(model, x.float()), expected, strict=True):

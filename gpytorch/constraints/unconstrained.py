@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _upstream
 from .constraints import GreaterThan, Interval, LessThan, Positive
 
 #: Upstream's constraints, modules in which no kernel and no prior is to be looked for.
 CONSTRAINTS = frozenset({Interval, GreaterThan, LessThan, Positive})
+_upstream.stands_for(*(cls.transform for cls in sorted(CONSTRAINTS, key=lambda cls: cls.__name__)))
 
 #: A tensor; whether the parameter is the softplus of it; and the lower bound that is added to that, if not zero.
 Unconstrained = tuple[Tensor, bool, Tensor | None]

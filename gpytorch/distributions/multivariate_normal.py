@@ -7,7 +7,7 @@ from torch import Tensor
 
 import gpytorch  # whose `dense` imports this module
 
-from .. import _upstream, settings
+from .. import _internals, _upstream, settings
 
 _upstream.extend(__name__)
 
@@ -26,7 +26,7 @@ def __init__(self, mean: Tensor, covariance_matrix: Tensor | LinearOperator, val
     self._islazy = True
     self.loc = mean
     self._covar = covariance_matrix
-    self._MultivariateNormal__unbroadcasted_scale_tril = None
+    setattr(self, _internals.SCALE_TRIL, None)
     self._validate_args = False
     self._batch_shape = batch_shape
     self._event_shape = mean.shape[-1:]
@@ -50,7 +50,7 @@ def log_prob(self, value: Tensor) -> Tensor:
     if settings.use_torch_tensors.off():
         return _upstream_log_prob(self, value)
     # With log_prob off, upstream takes the distribution's own factor, if it has one by now.
-    factor = self._MultivariateNormal__unbroadcasted_scale_tril
+    factor = getattr(self, _internals.SCALE_TRIL)
     if settings.fast_computations.log_prob.off() and factor is not None:
         gpytorch.dense.note(False, "the distribution has a factor already")
         return _upstream_log_prob(self, value)

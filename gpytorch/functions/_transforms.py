@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
+from .. import _internals
 from ..settings import trace_mode
 
 
@@ -34,7 +33,7 @@ def below_autograd(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def run(*args: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _internals.below_autograd():
             return function(*args)
 
     return run
@@ -52,13 +51,13 @@ def is_transformed() -> bool:
 
 def is_differentiated_by_transforms() -> bool:
     """Return whether the call runs under `torch.func` or forward-mode AD, which no hand-written backward serves."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _internals.are_transforms_active() or _internals.is_forward_mode()
 
 
 def is_vmapped() -> bool:
     """Return whether the call runs under `torch.vmap`, where no value may decide what is computed next."""
-    return torch._C._are_functorch_transforms_active() and any(
-        interpreter.key() == TransformType.Vmap for interpreter in retrieve_all_functorch_interpreters()
+    return _internals.are_transforms_active() and any(
+        transform.key() == _internals.VMAP for transform in _internals.transforms()
     )
 
 
@@ -70,6 +69,6 @@ def must_be_differentiable(*grads: Tensor | None) -> bool:
     return (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+        or _internals.are_transforms_active()
+        or any(grad is not None and _internals.is_batched_cotangent(grad) for grad in grads)
     )

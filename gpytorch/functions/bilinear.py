@@ -1,4 +1,4 @@
-r"""Covariance matrices of labelled points in terms of the covariance of the labels, a block at a time."""
+r"""Covariance matrices that are bilinear in features of the points, such as their labels, a block at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class Bilinear:
     r"""
     :math:`\mathbf P \mathbf B \mathbf P'^\top`, in terms of tensors that are to come.
 
-    :param rows: Where :math:`\mathbf P` stands among the tensors (... x N x T), which needs no gradient.
-    :param cols: Where :math:`\mathbf P'` stands (... x M x T), which needs none either; `rows` for the covariance of
-        points with themselves.
+    :param rows: Where :math:`\mathbf P` stands among the tensors (... x N x T).
+    :param cols: Where :math:`\mathbf P'` stands (... x M x T); `rows` for the covariance of points with themselves.
     :param covar: :math:`\mathbf B` (... x T x T).
     """
 
@@ -33,16 +32,25 @@ class Bilinear:
         """Where the tensors stand that have a batch shape."""
         return self.rows, self.cols, self.covar.slot
 
+    def size(self, values: Sequence[Tensor]) -> tuple[int, int]:
+        """Return the number of rows and of columns.
+
+        :param values: The tensors.
+        """
+        return values[self.rows].size(-2), values[self.cols].size(-2)
+
     def with_cols(self, cols: int) -> Bilinear:
         """Return the same between the points of the rows and others."""
         return Bilinear(self.rows, cols, self.covar)
 
     def hold(self, values: list[Tensor], with_cols: bool) -> None:
-        """Put the covariance of the labels into memory of its own; what stands for the labels is made at every call.
+        """Put the features of the points and their covariance into memory of their own.
 
         :param values: The tensors.
         :param with_cols: Whether the columns are held, too.
         """
+        for slot in {self.rows, self.cols} if with_cols else (self.rows,):
+            values[slot] = values[slot].clone()
         self.covar.hold(values, with_cols)
 
     def evaluate(self, values: Sequence[Tensor], rows: Rows = None, cols: Rows = None) -> Tensor:
@@ -63,7 +71,8 @@ class Bilinear:
         left = values[self.rows]
         return (left @ self.covar.of(values) * left).sum(-1)
 
-    # With K = P B P'^T and the cotangent G of K: dL/dB = P^T G P'.
+    # With K = P B P'^T and the cotangent G of K:
+    #   dL/dB = P^T G P'        dL/dP = G P' B^T        dL/dP' = G^T P B
 
     def pull_back(
         self,
@@ -84,10 +93,21 @@ class Bilinear:
         :param rows: The block's rows.
         :param cols: The block's columns.
         """
-        if cotangents.needed[self.covar.slot]:
-            left, right = self._sides(values, rows, cols)
-            total = left.mT @ grad.to(left.dtype) @ right
+        needed = cotangents.needed
+        if not (needed[self.covar.slot] or needed[self.rows] or needed[self.cols]):
+            return
+        left, right = self._sides(values, rows, cols)
+        grad = grad.to(left.dtype)
+        if needed[self.covar.slot]:
+            total = left.mT @ grad @ right
             cotangents.add_of(self.covar, total if outer is None else total * outer)
+        covar = self.covar.of(values)
+        if outer is not None:
+            covar = covar * outer
+        if needed[self.rows]:
+            cotangents.add(self.rows, grad @ (right @ covar.mT), rows)
+        if needed[self.cols]:
+            cotangents.add(self.cols, grad.mT @ (left @ covar), cols)
 
     def _sides(self, values: Sequence[Tensor], rows: Rows, cols: Rows) -> tuple[Tensor, Tensor]:
         left, right = values[self.rows], values[self.cols]

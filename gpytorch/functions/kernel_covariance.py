@@ -7,64 +7,96 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._internals import is_graph_kept, will_execute
 from ._transforms import UntransformedFunction, below_autograd, must_be_differentiable
 from .kernel_matrix import Expression, KernelMatrix, Record, evaluate, plain
 from .parameters import Cotangents
+from .stationary import Rows
 
 
 class KernelCovariance(UntransformedFunction):
     r"""
-    The covariance matrix :math:`\mathbf K` of an expression's inputs, as a tensor.
+    The covariance matrix :math:`\mathbf K` of an expression's inputs, or a block of it, as a tensor.
 
     The backward evaluates a large matrix again, a block of rows at a time, rather than keep it, and differentiates in
     those tensors alone that the backward as a whole goes on to: an acquisition function's in the test points, not in
-    the hyperparameters. ``KernelCovariance.apply(expression, *values)``; no value that requires a gradient may be a
-    leaf.
+    the hyperparameters. ``KernelCovariance.apply(expression, rows, cols, *values)``; no value that requires a
+    gradient may be a leaf.
     """
 
     @staticmethod
     @below_autograd
-    def forward(ctx, expression: Expression, *values: Tensor) -> Tensor:
+    def forward(ctx, expression: Expression, rows: Rows, cols: Rows, *values: Tensor) -> Tensor:
         r"""
         :param expression: The covariance matrix in terms of `values`.
+        :param rows: The block's rows.
+        :param cols: The block's columns.
         :param values: The tensors it is made of.
         :return: :math:`\mathbf K` (... x N x M).
         """
         ctx.save_for_backward(*values)
-        ctx.expression, ctx.matrix, ctx.record = expression, None, None
+        ctx.expression, ctx.block, ctx.matrix, ctx.record = expression, (rows, cols), None, None
         matrix = KernelMatrix(expression, values)
-        if len(matrix.row_blocks()) > 1:
-            return evaluate(matrix)
+        if len(matrix.row_blocks(rows, cols)) > 1:
+            return evaluate(matrix, rows, cols)
         record: Record = []
         ctx.matrix, ctx.record = matrix, record
-        return matrix.evaluate(record=record)
+        return matrix.evaluate(rows, cols, record)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        values, needed, (rows, cols) = ctx.saved_tensors, ctx.needs_input_grad[3:], ctx.block
         if must_be_differentiable(grad):
-            return None, *grad_of_plain(lambda *values: plain(ctx.expression, values), values, needed, grad)
-        needed = [
-            need and torch._C._will_engine_execute_node(node)
-            for need, (node, _) in zip(needed, ctx.next_functions, strict=True)
-        ]
+
+            def block(*values: Tensor) -> Tensor:
+                return plain_block(ctx.expression, values, rows, cols)
+
+            return None, None, None, *grad_of_plain(block, values, needed, grad)
+        needed = are_reached(needed, ctx.next_functions)
         cotangents = Cotangents(values, needed)
         if ctx.matrix is not None:
             is_last = not is_graph_kept()
-            ctx.matrix.pull_back(cotangents, grad, record=ctx.record, overwrite=is_last)
+            ctx.matrix.pull_back(cotangents, grad, rows, cols, ctx.record, overwrite=is_last)
             if is_last:
                 ctx.matrix = ctx.record = None
         else:
             matrix = KernelMatrix(ctx.expression, values)
-            for start, stop in matrix.row_blocks():
-                rows = slice(start, stop)
-                matrix.pull_back(cotangents, grad[..., rows, :], rows)
-        return (None, *cotangents.sums)
+            bounds = matrix.row_blocks(rows, cols)
+            (first, _) = bounds[0]
+            for start, stop in bounds:
+                matrix.pull_back(cotangents, grad[..., start - first : stop - first, :], slice(start, stop), cols)
+        return (None, None, None, *cotangents.sums)
 
 
-def is_graph_kept() -> bool:
-    """Return whether another backward may follow the one that asks."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+def no_leaves(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors with views in place of leaves, which unlike these can be asked whether a backward reaches them.
+
+    :param values: The tensors.
+    """
+    return [each.view_as(each) if each.requires_grad and each.is_leaf else each for each in values]
+
+
+def are_reached(needed: Sequence[bool], next_functions: Sequence[tuple]) -> list[bool]:
+    """Return which inputs of a Function the backward that runs goes on to.
+
+    :param needed: For each input, whether it requires a gradient.
+    :param next_functions: What a backward of each is given to: the last of the Function's.
+    """
+    next_functions = next_functions[len(next_functions) - len(needed) :]
+    return [need and will_execute(node) for need, (node, _) in zip(needed, next_functions, strict=True)]
+
+
+def plain_block(expression: Expression, values: Sequence[Tensor], rows: Rows, cols: Rows) -> Tensor:
+    """Return a block of an expression's matrix by differentiable operations.
+
+    :param expression: The expression.
+    :param values: Its tensors.
+    :param rows: The block's rows.
+    :param cols: The block's columns.
+    """
+    matrix = plain(expression, values)
+    matrix = matrix if rows is None else matrix[..., rows, :]
+    return matrix if cols is None else matrix[..., cols]
 
 
 def grad_of_plain(

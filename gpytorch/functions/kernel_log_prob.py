@@ -17,10 +17,11 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .. import settings
+from .._internals import is_graph_kept
 from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
-from .kernel_covariance import grad_of_plain, is_graph_kept
+from .kernel_covariance import grad_of_plain
 from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
 from .one_thread import on_one_thread
 from .parameters import Cotangents, Parameter

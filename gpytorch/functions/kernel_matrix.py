@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._transforms import below_autograd
 from .bilinear import Bilinear
+from .given import Given
 from .parameters import Cotangents, Parameter
 from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, times
 
@@ -33,7 +34,7 @@ class Node(Enum):
 
 
 #: A matrix; a scale, of the last matrix; or what is made of the last two.
-Step = Stationary | Bilinear | Parameter | Node
+Step = Stationary | Bilinear | Given | Parameter | Node
 
 Expression = Sequence[Step]
 
@@ -62,21 +63,6 @@ def of_rows(expression: Expression) -> Expression:
     return [step.with_cols(step.rows) if isinstance(step, Stationary | Bilinear) else step for step in expression]
 
 
-def is_structured(expression: Expression) -> bool:
-    """Return whether upstream keeps a structure that the matrix has: a covariance of labels is interpolated, a product
-    with a dense matrix is dense, a sum keeps what its parts have."""
-    stack: list[bool] = []
-    for step in expression:
-        if type(step) is Stationary:
-            stack.append(False)
-        elif type(step) is Bilinear:
-            stack.append(True)
-        elif type(step) is not Parameter:
-            parts = stack.pop(), stack.pop()
-            stack.append(all(parts) if step is Node.PRODUCT else any(parts))
-    return stack.pop()
-
-
 class KernelMatrix:
     """An expression and its tensors.
 
@@ -98,22 +84,28 @@ class KernelMatrix:
     @property
     def size(self) -> tuple[int, int]:
         """The number of rows and of columns."""
-        first = self.expression[0]
-        return self.values[first.rows].size(-2), self.values[first.cols].size(-2)
+        return self.expression[0].size(self.values)
 
-    def row_blocks(self) -> list[tuple[int, int]]:
-        """Return the bounds of the blocks of rows in which the matrix is worked through."""
+    def row_blocks(self, rows: Rows = None, cols: Rows = None) -> list[tuple[int, int]]:
+        """Return the bounds of the blocks of rows in which the matrix, or a block of it, is worked through.
+
+        :param rows: The block's rows.
+        :param cols: The block's columns.
+        """
         (n, m), first = self.size, self.expression[0]
-        x = self.values[first.rows]
-        batch = 1
+        first_row, n = (0, n) if rows is None else (rows.start, rows.stop)
+        m = m if cols is None else cols.stop - cols.start
+        if type(first) is Given and len(self.expression) == 1:
+            return [(first_row, n)]  # it is there already
+        device, batch = self.values[first.slots[0]].device, 1
         for slot in first.slots:
             if self.values[slot].dim() > 2:
                 batch = max(batch, self.values[slot].shape[:-2].numel())
-        whole, block = _ELEMENTS.get(x.device.type, _ELEMENTS["cpu"])
-        if batch * n * m <= whole:
-            return [(0, n)]
-        rows = max(_LEAST_ROWS, block // (batch * m))
-        return [(start, min(start + rows, n)) for start in range(0, n, rows)]
+        whole, block = _ELEMENTS.get(device.type, _ELEMENTS["cpu"])
+        if batch * (n - first_row) * m <= whole:
+            return [(first_row, n)]
+        size = max(_LEAST_ROWS, block // (batch * m))
+        return [(start, min(start + size, n)) for start in range(first_row, n, size)]
 
     def evaluate(self, rows: Rows = None, cols: Rows = None, record: Record | None = None) -> Tensor:
         """Return a block of the matrix, in memory of its own.
@@ -135,6 +127,9 @@ class KernelMatrix:
                 stack.append((kept[0], kept[3]))
             elif type(step) is Bilinear:
                 stack.append((step.evaluate(self.values, rows, cols), None))
+            elif type(step) is Given:
+                block = step.evaluate(self.values, rows, cols)
+                stack.append((block.clone() if record is None else block, None))  # without a record it is overwritten
             elif type(step) is Parameter:
                 kept = block, weight = stack.pop()
                 stack.append((block, times(weight, as_weight(step.of(self.values)))))
@@ -182,6 +177,8 @@ class KernelMatrix:
                 step.pull_back(cotangents, grad, weight, kept, self._bind, rows, cols, symmetric, overwrite)
             elif type(step) is Bilinear:
                 step.pull_back(cotangents, grad, weight, self.values, rows, cols)
+            elif type(step) is Given:
+                step.pull_back(cotangents, grad, weight, rows, cols)
             elif type(step) is Parameter:
                 if cotangents.needed[step.slot]:
                     block, inner = kept
@@ -195,11 +192,40 @@ class KernelMatrix:
                 stack.append((grad * right, times(weight, right_weight)))
                 stack.append((grad * left, times(weight, left_weight)))
 
+    def slopes(self, record: Record) -> list[tuple[BoundStationary, Tensor, float, Tensor | None]]:
+        """Return, for each stationary kernel in it, the derivative of the matrix in that kernel's squared distances.
+
+        It comes as the kernel, the derivative over c, c, and a factor of both (a scalar, or ... x 1 x 1) or None.
+
+        :param record: What :meth:`evaluate` left of the whole matrix.
+        """
+        found: list[tuple[BoundStationary, Tensor, float, Tensor | None]] = []
+        # What a part of the expression is multiplied by: a matrix, and a factor of that; None for ones
+        stack: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+        for step, kept in zip(reversed(self.expression), reversed(record), strict=True):
+            others, weight = stack.pop()
+            if type(step) is Stationary:
+                _, slope, c, own, _ = kept
+                found.append((self._bind(step), slope if others is None else others * slope, c, times(weight, own)))
+            elif type(step) is Parameter:
+                stack.append((others, times(weight, as_weight(step.of(self.values)))))
+            elif step is Node.SUM:
+                stack += [(others, weight), (others, weight)]
+            elif step is Node.PRODUCT:
+                for other, factor in kept[::-1]:
+                    stack.append((other if others is None else others * other, times(weight, factor)))
+        return found
+
 
 @below_autograd
-def evaluate(matrix: KernelMatrix) -> Tensor:
-    """Return the whole of a matrix, without a gradient."""
-    return _assemble(matrix, upper=False)
+def evaluate(matrix: KernelMatrix, rows: Rows = None, cols: Rows = None) -> Tensor:
+    """Return a matrix, or a block of it, without a gradient.
+
+    :param matrix: The matrix.
+    :param rows: The block's rows.
+    :param cols: The block's columns.
+    """
+    return _assemble(matrix, rows, cols)
 
 
 def evaluate_upper(matrix: KernelMatrix) -> Tensor:
@@ -213,7 +239,7 @@ def plain(expression: Expression, values: Sequence[Tensor]) -> Tensor:
     :param expression: The expression.
     :param values: Its tensors.
     """
-    of_leaf = {Stationary: Stationary.plain, Bilinear: Bilinear.evaluate}
+    of_leaf = {Stationary: Stationary.plain, Bilinear: Bilinear.evaluate, Given: Given.evaluate}
     return _fold(expression, values, of_leaf, as_weight)
 
 
@@ -247,17 +273,16 @@ def _fold(
     return stack.pop()
 
 
-def _assemble(matrix: KernelMatrix, upper: bool) -> Tensor:
-    bounds = matrix.row_blocks()
+def _assemble(matrix: KernelMatrix, rows: Rows = None, cols: Rows = None, upper: bool = False) -> Tensor:
+    bounds = matrix.row_blocks(rows, cols)
     if len(bounds) == 1:
-        return matrix.evaluate()
-    whole = None
+        return matrix.evaluate(rows, cols)
+    whole, (first, _), (_, last) = None, bounds[0], bounds[-1]
     for start, stop in bounds:
-        rows, cols = slice(start, stop), slice(start, None) if upper else None
-        block = matrix.evaluate(rows, cols)
+        block = matrix.evaluate(slice(start, stop), slice(start, None) if upper else cols)
         if whole is None:
-            whole = block.new_empty(*block.shape[:-2], *matrix.size)
-        whole[..., rows, cols or slice(None)] = block
+            whole = block.new_empty(*block.shape[:-2], last - first, block.size(-1))
+        whole[..., start - first : stop - first, start if upper else 0 :] = block
     return whole
 
 

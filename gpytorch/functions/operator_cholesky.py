@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gpytorch  # whose `dense` imports this package
 
-from .. import _upstream, settings
+from .. import _upstream, beta_features, settings
 
 _upstream_cholesky = LinearOperator._cholesky
 _upstream_matmul = TriangularLinearOperator.matmul
@@ -20,12 +20,15 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     With :class:`gpytorch.settings.use_torch_tensors` on, the factor of a dense operator stays in the order of columns
     that LAPACK leaves it in, which solves and products take as well, rather than be copied into rows.
     """
-    if settings.use_torch_tensors.off() or self.size(-1) == 1:
+    is_in_pieces = beta_features.checkpoint_kernel.value() > 0
+    if settings.use_torch_tensors.off() or is_in_pieces or self.size(-1) == 1:
         return _upstream_cholesky(self, upper)
-    evaluated = self.evaluate_kernel()
-    if gpytorch.dense.structured(evaluated) is not None:
-        return _upstream_cholesky(evaluated, upper)
-    return TriangularLinearOperator(psd_safe_cholesky(evaluated.to_dense(), upper=upper), upper=upper)
+    # Asked of what noise is added to, whose evaluation is kept. The sum is made anew each time.
+    covar, _ = gpytorch.dense.without_noise(self)
+    is_dense = gpytorch.dense.inherits_factorization(covar)
+    if not is_dense or gpytorch.dense.structured(covar.evaluate_kernel()) is not None:
+        return _upstream_cholesky(self, upper)
+    return TriangularLinearOperator(psd_safe_cholesky(self.evaluate_kernel().to_dense(), upper=upper), upper=upper)
 
 
 @_upstream.replaces(TriangularLinearOperator)

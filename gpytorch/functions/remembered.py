@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .._internals import num_dispatch_modes
+
 NUM_KEPT = 4
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ def remembered(make: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
             or type(x) is not Tensor
             or x.requires_grad
             or torch.is_inference_mode_enabled()
-            or torch._C._len_torch_dispatch_stack() > 0
+            or num_dispatch_modes() > 0
         ):
             return make(x)
         for values, made in kept:

@@ -58,6 +58,13 @@ class Stationary:
         slots = self.rows, self.cols
         return slots if self.lengthscale is None else (*slots, self.lengthscale.slot)
 
+    def size(self, values: Sequence[Tensor]) -> tuple[int, int]:
+        """Return the number of rows and of columns.
+
+        :param values: The tensors.
+        """
+        return values[self.rows].size(-2), values[self.cols].size(-2)
+
     def hold(self, values: list[Tensor], with_cols: bool) -> None:
         """Put the inputs and the parameters into memory of their own.
 

@@ -1,4 +1,9 @@
-"""Kernels as expressions that are evaluated and differentiated in closed form."""
+"""Kernels as expressions that are evaluated and differentiated in closed form.
+
+Three questions, in this order: has any part of the kernel a closed form, and would upstream factorize the whole as a
+dense matrix (:func:`is_dense_in_parts`, of the modules alone); what is the expression (:func:`write_kernel`, of the
+inputs' shapes, too); and, for parts without a closed form, what is their matrix, which their own `forward` evaluates.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,22 @@ from functools import partial
 from types import MethodType
 
 import torch
+from linear_operator.operators import DiagLinearOperator, KernelLinearOperator, LinearOperator, ZeroLinearOperator
 from torch import Tensor
 
+from .. import _upstream, settings
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..functions.bilinear import Bilinear, indicators
+from ..functions.given import Given
 from ..functions.kernel_matrix import Node, Step, scaled
 from ..functions.parameters import Parameter
 from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
 from ..functions.stationary import Stationary
 from ..lookup import child
+from .constant_kernel import ConstantKernel
 from .index_kernel import IndexKernel
 from .kernel import AdditiveKernel, Kernel, ProductKernel
+from .linear_kernel import LinearKernel
 from .matern_kernel import MaternKernel
 from .periodic_kernel import PeriodicKernel
 from .rbf_kernel import RBFKernel
@@ -29,6 +39,7 @@ from .scale_kernel import ScaleKernel
 class Terms:
     """An expression and the tensors that it is made of.
 
+    :param evaluates: Whether parts of a kernel that have no closed form are evaluated and given as tensors.
     :ivar expression: The expression.
     :ivar values: The tensors.
     :ivar batch_shapes: Their batch shapes.
@@ -36,9 +47,10 @@ class Terms:
     :ivar matrix_shape: The number of rows and of columns.
     """
 
-    __slots__ = ("batch_shapes", "expression", "matrix_shape", "row_slots", "values")
+    __slots__ = ("batch_shapes", "evaluates", "expression", "matrix_shape", "row_slots", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, evaluates: bool = False) -> None:
+        self.evaluates = evaluates
         self.expression: list[Step] = []
         self.values: list[Tensor] = []
         self.batch_shapes: set[torch.Size] = set()
@@ -79,6 +91,29 @@ class Terms:
         self.row_slots.append(slot)
         return slot, slot if x1 is x2 else self.add(x2, 2)
 
+    def at_rows(self, rows: Tensor) -> Terms:
+        """Return the same with some of the rows.
+
+        :param rows: Their numbers.
+        """
+        terms = Terms()
+        terms.expression, terms.batch_shapes, terms.row_slots = self.expression, self.batch_shapes, self.row_slots
+        terms.values = [
+            value.index_select(-2, rows) if slot in self.row_slots else value for slot, value in enumerate(self.values)
+        ]
+        terms.matrix_shape = (len(rows), self.matrix_shape[1])
+        return terms
+
+    def add_given(self, matrix: Tensor) -> None:
+        """Add a matrix that is a tensor already (... x N x M)."""
+        self.matrix_shape = tuple(matrix.shape[-2:])
+        self.expression.append(Given(self.add(matrix, 2)))
+
+    def forget(self, num_steps: int, num_values: int, num_row_slots: int, batch_shapes: set[torch.Size]) -> None:
+        """Go back to so many steps and tensors, with these batch shapes."""
+        del self.expression[num_steps:], self.values[num_values:], self.row_slots[num_row_slots:]
+        self.batch_shapes = batch_shapes
+
     def hold(self, with_cols: bool) -> None:
         """Hold the tensors as they are, for what is read after they are written to.
 
@@ -87,6 +122,25 @@ class Terms:
         for step in self.expression:
             if not isinstance(step, Node):
                 step.hold(self.values, with_cols)
+
+
+def is_dense_in_parts(kernel: Kernel, called: bool = True) -> bool | None:
+    """Return whether upstream would factorize the covariance of a kernel as a dense matrix, going by those parts of it
+    that have a closed form: a sum always, a product if one of its factors is dense.
+
+    :param kernel: The kernel.
+    :param called: Whether upstream would go through the kernel's `__call__`.
+    :return: None if no part has a closed form.
+    """
+    forward = _forward_of(kernel, called)
+    if forward is ScaleKernel.forward:
+        return is_dense_in_parts(child(kernel, "base_kernel", ScaleKernel), called=False)
+    if forward is AdditiveKernel.forward or forward is ProductKernel.forward:
+        parts = [is_dense_in_parts(part) for part in kernel.kernels]
+        if all(part is None for part in parts):
+            return None
+        return any(parts) or (forward is AdditiveKernel.forward and len(parts) > 1)
+    return None if forward is None else forward not in _STRUCTURED
 
 
 def write_kernel(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: bool = True) -> bool:
@@ -101,15 +155,44 @@ def write_kernel(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, called: b
     :param called: Whether upstream would go through the kernel's `__call__`.
     :return: Whether it is written. If not, `terms` may have grown.
     """
-    # A method's function, asked for in the way that torch.compile can trace
-    write = _WRITERS.get(kernel.forward.__func__) if isinstance(kernel.forward, MethodType) else None
-    if write is None or type(kernel).covar_dist is not Kernel.covar_dist:
-        return False
-    if called and type(kernel).__call__ is not Kernel.__call__:
+    forward = _forward_of(kernel, called)
+    if forward is None:
         return False
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != x1.size(-1):
         return False  # upstream says what is wrong
-    return write(kernel, x1, x2, terms)
+    return _WRITERS[forward](kernel, x1, x2, terms)
+
+
+def _forward_of(kernel: Kernel, called: bool) -> Callable | None:
+    # The kernel's `forward`, if it has a closed form and that is all that upstream would call. A method's function,
+    # asked for in the way that torch.compile can trace.
+    forward = kernel.forward.__func__ if isinstance(kernel.forward, MethodType) else None
+    if forward not in _WRITERS or type(kernel).covar_dist is not Kernel.covar_dist:
+        return None
+    return None if called and type(kernel).__call__ is not Kernel.__call__ else forward
+
+
+def _write_given(kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    # The matrix of a part, as upstream evaluates it where it is not to be lazy. Of a sum or product with a dense matrix
+    # upstream makes a dense one, whatever the other is, but not of those left out here.
+    if not terms.evaluates:
+        return False
+    with settings.lazily_evaluate_kernels(False):
+        covar = kernel(x1, x2)
+    covar = covar.evaluate_kernel() if isinstance(covar, LinearOperator) else covar
+    if isinstance(covar, DiagLinearOperator | ZeroLinearOperator) or is_never_held(covar):
+        return False
+    if covar.shape[-2:] != (x1.size(-2), x2.size(-2)):
+        return False
+    terms.add_given(covar.to_dense())
+    return True
+
+
+def is_never_held(covar: LinearOperator) -> bool:
+    """Return whether a covariance is made of one whose matrix is never held as a whole, but computed in pieces."""
+    return isinstance(covar, KernelLinearOperator) or any(
+        is_never_held(part) for part in covar._args if isinstance(part, LinearOperator)
+    )
 
 
 def _stationary(
@@ -166,17 +249,44 @@ def _scale(kernel: ScaleKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     return True
 
 
+def _linear(kernel: LinearKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    variance, d = kernel.variance, x1.size(-1)
+    if variance.dim() < 2 or variance.size(-2) != 1 or variance.size(-1) not in (1, d):
+        return False  # of a user's own
+    rows, cols = terms.add_inputs(x1, x2)
+    covar = torch.diag_embed(variance.squeeze(-2).expand(*variance.shape[:-2], d))
+    terms.expression.append(Bilinear(rows, cols, terms.add_parameter((covar, False, None), 2)))
+    return True
+
+
+def _constant(kernel: ConstantKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    ones = x1.new_ones(*x1.shape[:-1], 1)
+    rows, cols = terms.add_inputs(ones, ones if x1 is x2 else x2.new_ones(*x2.shape[:-1], 1))
+    covar = kernel.constant.unsqueeze(-1).to(dtype=x1.dtype, device=x1.device)
+    terms.expression.append(Bilinear(rows, cols, terms.add_parameter((covar, False, None), 2)))
+    return True
+
+
 def _composite(node: Node, kernel: AdditiveKernel | ProductKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     for i, part in enumerate(kernel.kernels):
-        x1_, x2_ = x1, x2
-        if part.active_dims is not None:
-            x1_ = x1.index_select(-1, part.active_dims)
-            x2_ = x1_ if x2 is x1 else x2.index_select(-1, part.active_dims)
-        if not write_kernel(part, x1_, x2_, terms):
+        if not (_write_part(part, x1, x2, terms) or _write_given(part, x1, x2, terms)):
             return False
         if i > 0:
             terms.expression.append(node)
     return len(kernel.kernels) > 0
+
+
+def _write_part(part: Kernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    if is_dense_in_parts(part) is None:
+        return False
+    before = len(terms.expression), len(terms.values), len(terms.row_slots), terms.batch_shapes.copy()
+    if part.active_dims is not None:
+        x1_ = x1.index_select(-1, part.active_dims)
+        x1, x2 = x1_, x1_ if x2 is x1 else x2.index_select(-1, part.active_dims)
+    if write_kernel(part, x1, x2, terms):
+        return True
+    terms.forget(*before)
+    return False
 
 
 _WRITERS: dict[Callable, Callable] = {
@@ -185,7 +295,13 @@ _WRITERS: dict[Callable, Callable] = {
     RQKernel.forward: _rational_quadratic,
     PeriodicKernel.forward: _periodic,
     IndexKernel.forward: _index,
+    LinearKernel.forward: _linear,
+    ConstantKernel.forward: _constant,
     ScaleKernel.forward: _scale,
     AdditiveKernel.forward: partial(_composite, Node.SUM),
     ProductKernel.forward: partial(_composite, Node.PRODUCT),
 }
+_upstream.stands_for(*_WRITERS, Kernel.__call__, Kernel.covar_dist)
+
+# Whose matrices upstream keeps a structure of, where they stand alone
+_STRUCTURED = {IndexKernel.forward, LinearKernel.forward}

@@ -12,6 +12,7 @@ from .. import _upstream, settings
 _upstream.extend(__name__)
 
 _upstream_size = LazyEvaluatedKernelTensor._size  # noqa: F821 (from the installed module)
+_upstream_evaluate_kernel = LazyEvaluatedKernelTensor.evaluate_kernel  # noqa: F821
 _upstream_init = LazyEvaluatedKernelTensor.__init__  # noqa: F821
 
 
@@ -34,3 +35,9 @@ def _size(self):
     # Not from a cache, whose key is a pickle, which the compiler does not know either
     is_traced = settings.use_torch_tensors.on() and torch.compiler.is_compiling()
     return _upstream_size.__wrapped__(self) if is_traced else _upstream_size(self)
+
+
+@_upstream.replaces(LazyEvaluatedKernelTensor)  # noqa: F821
+def evaluate_kernel(self):
+    is_traced = settings.use_torch_tensors.on() and torch.compiler.is_compiling()
+    return _upstream_evaluate_kernel.__wrapped__(self) if is_traced else _upstream_evaluate_kernel(self)

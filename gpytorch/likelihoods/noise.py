@@ -6,6 +6,7 @@ import torch
 from linear_operator.operators import ConstantDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
 
+from .. import _upstream
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..lookup import child
 from .gaussian_likelihood import (
@@ -23,6 +24,14 @@ _MARGINALS = {
     FixedNoiseGaussianLikelihood.marginal,
     HadamardGaussianLikelihood.marginal,
 }
+_upstream.stands_for(
+    *_MARGINALS,
+    _GaussianLikelihoodBase._shaped_noise_covar,
+    HadamardGaussianLikelihood._shaped_noise_covar,
+    _HomoskedasticNoiseBase.forward,
+    Likelihood.__call__,
+    Noise.__call__,
+)
 
 
 def marginal_noise(likelihood: Likelihood, shape: torch.Size, params: tuple, kwargs: dict) -> Unconstrained | None:

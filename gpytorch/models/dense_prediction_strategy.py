@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import weakref
 from typing import Any
 
 import torch
 from linear_operator.operators import LinearOperator, ZeroLinearOperator
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from .. import settings
+from .. import _upstream, settings
+from .._internals import is_wrapped, memoized_arguments
 from ..constraints.unconstrained import CONSTRAINTS
 from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
 from ..distributions import MultivariateNormal
 from ..functions._transforms import is_transformed
+from ..functions.shared_rows import SharedRowsOfModel
+from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.noise import marginal_noise
 from ..likelihoods.noise_models import FixedGaussianNoise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
+from . import joint_prior
 from .cholesky_factor import BorderedFactor, CholeskyFactor, border
+from .cross_covariance import CrossCovariance
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
-from .posterior_covariance import PosteriorCovariance, row_blocks_of_tests
+from .posterior_covariance import PosteriorCovariance
+
+# What a saved strategy does without
+_CACHES = {"_memoize_cache", "_shared_rows"}
+
+_upstream.stands_for(
+    DefaultPredictionStrategy.__init__,
+    DefaultPredictionStrategy._mean_cache,
+    DefaultPredictionStrategy.exact_prediction,
+    DefaultPredictionStrategy.get_fantasy_strategy,
+    LazyEvaluatedKernelTensor.evaluate_kernel,
+)
 
 
 class DensePredictionStrategy(DefaultPredictionStrategy):
@@ -73,6 +89,10 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         with torch.set_grad_enabled(self._is_grad_enabled):  # as upstream, which makes it with the strategy
             return self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
 
+    @functools.cached_property
+    def _shared_rows(self) -> SharedRowsOfModel:
+        return SharedRowsOfModel()
+
     def train_covar(self) -> ClosedForm | LinearOperator:
         """Return the training covariance with its noise, of the parameters as they are."""
         prior = self.train_prior_dist
@@ -114,7 +134,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         return self._factor(detached, self._states())
 
     def _kept_factors(self) -> list[tuple[bool, tuple]]:
-        return [arguments for name, arguments, _ in getattr(self, "_memoize_cache", ()) if name == "factor"]
+        return memoized_arguments(self, "factor")
 
     def _states(self) -> tuple:
         # What the parameters are of which a factor is made
@@ -159,7 +179,7 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
         )
         if not self.takes_tensors():
             return upstreams()
-        reason = reason_for_upstream(full_inputs, full_targets, full_output)
+        reason = reason_for_upstream(self.train_prior_dist, full_inputs, full_targets, full_output)
         if reason is None:
             likelihood = self.likelihood.get_fantasy_likelihood(**kwargs)
             noise = fantasy_noise(likelihood, inputs, full_inputs, full_output.loc.shape, kwargs)
@@ -187,40 +207,46 @@ class DensePredictionStrategy(DefaultPredictionStrategy):
     def __reduce__(self) -> tuple:
         # What is saved loads in any GPyTorch: as upstream's strategy, with nothing cached.
         self.lik_train_train_covar  # noqa: B018 (computed, for upstream's strategy to have it)
-        state = {name: value for name, value in self.__dict__.items() if name != "_memoize_cache"}
+        state = {name: value for name, value in self.__dict__.items() if name not in _CACHES}
         return copyreg._reconstructor, (DefaultPredictionStrategy, object, None), state
 
     def _until_backward(self, cache: Tensor) -> Tensor:
         if cache.grad_fn is not None:
-            cache.grad_fn.register_hook(functools.partial(clear_cache_hook, self))
+            # The graph holds the hook, and this strategy the graph: weakly, or the collector could free none of them.
+            cache.grad_fn.register_hook(functools.partial(_forget, weakref.ref(self)))
         return cache
 
     def exact_prediction(
         self,
         test_mean: Tensor,
         test_test_covar: Tensor | LinearOperator | ClosedFormPrior,
-        test_train_covar: Tensor | LinearOperator | ClosedForm,
+        test_train_covar: Tensor | LinearOperator | ClosedForm | None = None,
     ) -> tuple[Tensor, LinearOperator]:
-        """See upstream's. The covariances may be given before they are evaluated."""
+        """See upstream's. The covariances may be given before they are evaluated. Before GPyTorch 1.15.2, mean and
+        covariance are those of training and test points together."""
+        if test_train_covar is None:
+            if not self.takes_tensors():
+                return super().exact_prediction(test_mean, test_test_covar)
+            parts = joint_prior.parts(test_mean, test_test_covar, self.num_train)
+            test_mean, test_test_covar, test_train_covar = parts
         # A closed form is what the model gives where it has found that tensors are to be taken.
         if not isinstance(test_train_covar, ClosedForm) and not self.takes_tensors():
             evaluated = (covar.evaluate_kernel() for covar in (test_test_covar, test_train_covar))
             return super().exact_prediction(test_mean, *evaluated)
         prior, cross = unevaluated(test_test_covar, test_train_covar)
-        blocks, rows_of = row_blocks_of_tests(cross.shape, self.num_train), cross.to_dense
         is_covariance_read = settings.skip_posterior_variances.off()
-        if is_covariance_read and isinstance(cross, ClosedForm):
-            cross.terms.hold(with_cols=len(blocks) > 1)  # an optimizer may step before it is read
-        if len(blocks) == 1:
-            rows_of = functools.partial(_rows, rows_of())
-        alpha = self.mean_cache
-        explained = [_times_vector(rows_of(rows), alpha) for rows in blocks]
-        mean = test_mean + (explained[0] if len(explained) == 1 else torch.cat(explained, dim=-1))
+        cross = CrossCovariance(cross, self._shared_rows, is_covariance_read)
+        mean = test_mean + cross.times(self.mean_cache)
         if not is_covariance_read:
             return mean, ZeroLinearOperator(*mean.shape, mean.size(-1))
         shape = torch.Size((*mean.shape, mean.size(-1)))
         kept = self._is_kept_detached if settings.fast_pred_var.on() else None
-        return mean, PosteriorCovariance(prior, rows_of, self.factor(kept), shape)
+        return mean, PosteriorCovariance(prior, cross, self.factor(kept), shape)
+
+
+def _forget(strategy: weakref.ref[DensePredictionStrategy], *_: Any) -> None:
+    if (alive := strategy()) is not None:
+        clear_cache_hook(alive)
 
 
 def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
@@ -236,19 +262,10 @@ def _add_parameters(module: torch.nn.Module, parameters: list[Tensor]) -> None:
 def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
     # What is set through `.data`, as `module.lengthscale = 0.5` does, counts no version: the values tell. Only where
     # they cannot be read, or not without waiting for a device, does the version.
-    if is_readable and parameter.is_cpu and not is_functorch_wrapped_tensor(parameter):
+    if is_readable and parameter.is_cpu and not is_wrapped(parameter):
         return parameter.numpy(force=True).tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
-
-
-def _times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    # Of a batch shape each (... x M x N and ... x N)
-    return matrix @ vector if vector.dim() == 1 else (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _rows(matrix: Tensor, rows: slice | None) -> Tensor:
-    return matrix if rows is None else matrix[..., rows, :]
 
 
 def dense_prediction_strategy(

@@ -13,13 +13,16 @@ import gpytorch  # whose `dense` imports this package
 from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
+from ..means import ConstantMean
 from ..module import Module
+from . import joint_prior
 from .exact_prediction_strategies import DefaultPredictionStrategy
 
 _upstream.extend(__name__)
 
 _upstream_call = ExactGP.__call__  # noqa: F821 (from the installed module)
-_upstream_test_prior = ExactGP._get_test_prior_mean_and_covariances  # noqa: F821
+# Before 1.15.2 the call hands the joint prior on: see `DensePredictionStrategy.exact_prediction`.
+_upstream_test_prior = getattr(ExactGP, "_get_test_prior_mean_and_covariances", None)  # noqa: F821
 
 
 @_upstream.replaces(ExactGP)  # noqa: F821
@@ -34,14 +37,13 @@ def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _upstream_call(self, *args, **kwargs)
 
 
-@_upstream.replaces(ExactGP)  # noqa: F821
 def _get_test_prior_mean_and_covariances(
     self, train_inputs: Iterable[Tensor], test_inputs: Iterable[Tensor], **kwargs: Any
 ) -> tuple:
     """
     With :class:`gpytorch.settings.use_torch_tensors` on and a training covariance that is factorized as a tensor, the
-    covariances are returned before they are evaluated. Where the model hands its inputs to its kernel as they are, the
-    training inputs do not go through the model again.
+    covariances are returned before they are evaluated. Where the model has a constant mean and hands its inputs to its
+    kernel as they are, the training inputs do not go through the model again.
     """
     strategy = self.prediction_strategy
     takes_tensors = getattr(strategy, "takes_tensors", None)  # one of our own
@@ -49,6 +51,10 @@ def _get_test_prior_mean_and_covariances(
         return _upstream_test_prior(self, train_inputs, test_inputs, **kwargs)
     prior = _test_prior(self, strategy, train_inputs, test_inputs, kwargs)
     return _joint_prior(self, train_inputs, test_inputs, kwargs) if prior is None else prior
+
+
+if _upstream_test_prior is not None:
+    _upstream.replaces(ExactGP)(_get_test_prior_mean_and_covariances)  # noqa: F821
 
 
 def _test_prior(
@@ -67,12 +73,15 @@ def _test_prior(
     # Upstream puts them into one tensor, which is an error, or of the wider of two types.
     if test_input.shape[-1] != train_input.shape[-1] or test_input.dtype is not train_input.dtype:
         return None
-    if not _is_of(train_covar, own_input):
+    # Another mean may be one of all the points that it is given.
+    if not (isinstance(train_prior_dist.loc._base, torch.nn.Parameter) and _is_of(train_covar, own_input)):
         return None
     prior = Module.__call__(model, test_input, **kwargs)
     if type(prior) is not MultivariateNormal or not prior.islazy or not _is_of(prior._covar, test_input):
         return None
     test_covar = prior._covar
+    if not (_has_constant(model, prior.loc) and _has_same_kernel(model, train_covar.kernel, test_covar.kernel)):
+        return None
     columns = train_covar.x2
     if columns is test_covar.x1:
         # A view, so that the matrix is not one of the training inputs with themselves: its rows are to be taken apart
@@ -87,6 +96,20 @@ def _test_prior(
     if train_prior_dist.batch_shape not in (batch_shape, ()):
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
     return prior.loc, test_covar, cross_covar, batch_shape, prior.event_shape, MultivariateNormal
+
+
+def _has_constant(model: ExactGP, mean: Tensor) -> bool:  # noqa: F821
+    # Whether a mean is no function of the points: a view of the constant of one of the model's means
+    children = model._modules.values()
+    return any(isinstance(each, ConstantMean) and each._parameters["raw_constant"] is mean._base for each in children)
+
+
+def _has_same_kernel(model: ExactGP, train_kernel: Module, test_kernel: Module) -> bool:  # noqa: F821
+    # Whether the choice of the kernel is no function of the points. A model of fantasies has a copy of the kernel.
+    if test_kernel is train_kernel:
+        return True
+    kernels = [each for each in model._modules.values() if isinstance(each, gpytorch.kernels.Kernel)]
+    return len(kernels) == 1 and kernels[0] is test_kernel
 
 
 def _is_of(covar: Any, inputs: Tensor) -> bool:
@@ -114,18 +137,6 @@ def _joint_prior(
         joint_inputs.append(torch.cat(list(parts), dim=-2))
     joint = Module.__call__(model, *joint_inputs, **kwargs)
     num_train = train_inputs[0].size(-2)
-    covar = joint.lazy_covariance_matrix
-    test, train = slice(num_train, None), slice(None, num_train)
-    if (
-        type(covar) is LazyEvaluatedKernelTensor
-        and covar.x1 is covar.x2
-        and not covar.last_dim_is_batch
-        and covar.kernel.num_outputs_per_input(covar.x1, covar.x2) == 1
-    ):
-        # As indexing does it, but with the same rows in both, which then are known to be the same
-        tests, trains = covar.x1[..., test, :], covar.x1[..., train, :]
-        covars = [LazyEvaluatedKernelTensor(tests, x, kernel=covar.kernel, **covar.params) for x in (tests, trains)]
-    else:
-        covars = [covar[..., test, test], covar[..., test, train]]
     test_shape = torch.Size((joint.event_shape[0] - num_train,))
-    return joint.loc[..., test], *covars, joint.batch_shape, test_shape, type(joint)
+    parts = joint_prior.parts(joint.loc, joint.lazy_covariance_matrix, num_train)
+    return *parts, joint.batch_shape, test_shape, type(joint)

@@ -11,16 +11,21 @@ from torch import Tensor
 from .. import settings
 from ..dense import unevaluated
 from ..distributions import MultivariateNormal
+from ..functions._transforms import is_transformed
 from ..functions.kernel_log_prob import add_diagonal
 from ..functions.parameters import Parameter
+from ..kernels.kernel import Kernel
 from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.likelihood import Likelihood
 from ..likelihoods.noise import marginal_noise
 
 
-def reason_for_upstream(full_inputs: list[Tensor], full_targets: Tensor, full_output: Any) -> str | None:
+def reason_for_upstream(
+    train_prior_dist: MultivariateNormal, full_inputs: list[Tensor], full_targets: Tensor, full_output: Any
+) -> str | None:
     """Return why fantasies cannot border a factor, None where they can.
 
+    :param train_prior_dist: The prior at the training inputs.
     :param full_inputs: The training inputs with those of the fantasies behind them (... x N+M x D).
     :param full_targets: The training targets with the fantasies (... x N+M).
     :param full_output: The prior at all these inputs.
@@ -33,7 +38,28 @@ def reason_for_upstream(full_inputs: list[Tensor], full_targets: Tensor, full_ou
     # What upstream goes by where it updates the root of the training covariance
     if n > settings.max_cholesky_size.value() and settings.fast_computations.covar_root_decomposition.on():
         return f"{n} rows are more than max_cholesky_size"
+    if not _has_block(full_output.lazy_covariance_matrix, train_prior_dist.lazy_covariance_matrix):
+        return "the covariance of the training data depends on the fantasies' inputs"
     return None
+
+
+def _has_block(full_covar: LinearOperator, covar: LinearOperator) -> bool:
+    # Whether a covariance is the first block of another. Where no value can be read, it is taken to be.
+    if is_transformed():
+        return True
+    rows = slice(None, covar.size(-1))
+    if (
+        type(full_covar) is type(covar) is LazyEvaluatedKernelTensor
+        and covar.kernel.num_outputs_per_input(covar.x1, covar.x2) == 1
+    ):
+        return _is_same(full_covar.kernel, covar.kernel) and torch.allclose(full_covar.x1[..., rows, :], covar.x1)
+    return torch.allclose(full_covar[..., rows, rows].to_dense(), covar.to_dense())
+
+
+def _is_same(kernel: Kernel, other: Kernel) -> bool:
+    # A model of fantasies has a copy of the kernel.
+    pairs = zip(kernel.parameters(), other.parameters(), strict=False)
+    return kernel is other or (type(kernel) is type(other) and all(torch.equal(a, b) for a, b in pairs))
 
 
 def fantasy_noise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._internals import is_all_true
 from .prior import Prior
 
 
@@ -17,8 +18,6 @@ def log_normal_arguments(prior: Prior, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     x = prior.transform(x)
     # torch.vmap lets `_is_all_true` decide, which torch's own validation asks, and not `all`.
-    if prior._validate_args and (
-        prior._batch_shape or not isinstance(x, Tensor) or not torch._is_all_true(torch.gt(x, 0))
-    ):
+    if prior._validate_args and (prior._batch_shape or not isinstance(x, Tensor) or not is_all_true(torch.gt(x, 0))):
         prior._validate_sample(x)  # which also looks at the shapes, and says what is wrong
     return x, prior.base_dist.loc, prior.base_dist.scale

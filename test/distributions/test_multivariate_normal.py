@@ -44,6 +44,8 @@ DENSE: dict[str, Callable[[torch.Size], Kernel]] = {
     "additive": lambda b: k.NewtonGirardAdditiveKernel(k.RBFKernel(batch_shape=b), 2),
     "additive structure": lambda b: k.AdditiveStructureKernel(k.RBFKernel(batch_shape=b), 2),
     "product structure": lambda b: k.ProductStructureKernel(k.RBFKernel(batch_shape=b), 2),
+    "sum with linear": lambda b: k.RBFKernel(batch_shape=b) + k.LinearKernel(batch_shape=b),
+    "product of linears": lambda b: k.LinearKernel(batch_shape=b) * k.LinearKernel(active_dims=[0], batch_shape=b),
     "rbf and gradient": lambda b: k.RBFKernelGrad(batch_shape=b),
     "rbf and two gradients": lambda b: k.RBFKernelGradGrad(batch_shape=b),
     "matern and gradient": lambda b: k.Matern52KernelGrad(batch_shape=b),
@@ -56,8 +58,6 @@ FLOAT32 += ["scaled", "sum", "product", "piecewise polynomial"]
 STRUCTURED: dict[str, Callable[[], Kernel]] = {
     "linear": lambda: k.LinearKernel(),
     "scaled linear": lambda: k.ScaleKernel(k.LinearKernel()),
-    "sum with linear": lambda: k.RBFKernel() + k.LinearKernel(),
-    "product of linears": lambda: k.LinearKernel() * k.LinearKernel(active_dims=[0]),
     "random features": lambda: k.RFFKernel(4, num_dims=2),
     "spectral delta": lambda: k.SpectralDeltaKernel(num_dims=2, num_deltas=4),
     "multitask": lambda: k.MultitaskKernel(k.RBFKernel(), num_tasks=2),

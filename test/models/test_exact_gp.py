@@ -23,9 +23,9 @@ from gpytorch import likelihoods, means, settings
 from gpytorch.dense import ClosedFormPrior
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
-from gpytorch.models import ExactGP, posterior_covariance
+from gpytorch.models import ExactGP, cross_covariance
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
-from gpytorch.models.posterior_covariance import PosteriorCovariance
+from gpytorch.models.posterior_covariance import Conditional, PosteriorCovariance
 from gpytorch.settings import use_torch_tensors
 
 N, D = 15, 2
@@ -175,15 +175,15 @@ def test_training_covariance_is_factorized_once(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("num_test", [4, 50])
 def test_only_what_is_read_is_computed(monkeypatch: pytest.MonkeyPatch, num_test: int) -> None:
     model, done = model_of(KERNELS["rbf ard"]()), []
-    for name in ("_diagonal", "evaluate_kernel"):
-        original = getattr(PosteriorCovariance, name)
+    for name in ("diagonal", "whole"):
+        original = getattr(Conditional, name)
         spy = lambda self, *args, _name=name, _original=original: done.append(_name) or _original(self, *args)  # noqa: E731
-        monkeypatch.setattr(PosteriorCovariance, name, spy)
+        monkeypatch.setattr(Conditional, name, spy)
     with use_torch_tensors(), torch.no_grad():
         prediction = model(inputs(num_test, D, seed=5))
         assert prediction.mean.shape == (num_test,) and done == []
-        assert prediction.variance.shape == prediction.stddev.shape == (num_test,) and set(done) == {"_diagonal"}
-        assert prediction.covariance_matrix.shape == (num_test, num_test) and "evaluate_kernel" in done
+        assert prediction.variance.shape == prediction.stddev.shape == (num_test,) and set(done) == {"diagonal"}
+        assert prediction.covariance_matrix.shape == (num_test, num_test) and "whole" in done
 
 
 @pytest.mark.parametrize("at_training_inputs", [False, True])
@@ -198,7 +198,7 @@ def test_large_test_sets_go_through_in_blocks(
         prediction = model(x)
         return [prediction.mean, prediction.variance, model.likelihood(prediction).variance]
 
-    monkeypatch.setattr(posterior_covariance, "BLOCK_ELEMENTS", 7 * N)
+    monkeypatch.setattr(cross_covariance, "BLOCK_ELEMENTS", 7 * N)
     both(read, model)
 
 
@@ -260,7 +260,7 @@ def test_prediction_that_is_read_late_is_of_what_was_when_it_was_made(
     blocks: bool, num_test: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks:
-        monkeypatch.setattr(posterior_covariance, "BLOCK_ELEMENTS", 7 * N)
+        monkeypatch.setattr(cross_covariance, "BLOCK_ELEMENTS", 7 * N)
 
     def read() -> list[Tensor]:
         model, x = model_of(KERNELS["rbf ard"]()), inputs(num_test, D, seed=5)
@@ -496,8 +496,8 @@ def test_products_with_diagonal_matrices_match_upstream(scale: str, batch: tuple
 
 def test_product_with_diagonal_matrices_is_as_lazy_as_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
     model, done = model_of(KERNELS["rbf ard"]()), []
-    original = PosteriorCovariance.evaluate_kernel
-    monkeypatch.setattr(PosteriorCovariance, "evaluate_kernel", lambda self: done.append(self) or original(self))
+    original = Conditional.whole
+    monkeypatch.setattr(Conditional, "whole", lambda self: done.append(self) or original(self))
     diagonal = DiagLinearOperator(torch.ones(4, dtype=torch.float64))
     with use_torch_tensors(), torch.no_grad():
         product = diagonal @ model(inputs(4, D, seed=5)).lazy_covariance_matrix @ diagonal
@@ -577,7 +577,7 @@ def test_variance_of_untransformed_outcomes_may_be_written_to() -> None:
 def test_untransformed_outcomes_of_botorch_build_no_matrix_for_a_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(N, D)
     model, done = SingleTaskGP(x, targets(x).unsqueeze(-1), outcome_transform=Standardize(1)).eval(), []
-    monkeypatch.setattr(PosteriorCovariance, "evaluate_kernel", lambda self: done.append(self))
+    monkeypatch.setattr(Conditional, "whole", lambda self: done.append(self))
     with use_torch_tensors():
         posterior = model.posterior(inputs(4, D, (3,), seed=5))
         assert posterior.mean.shape == posterior.variance.shape == (3, 4, 1) and not done
@@ -587,4 +587,4 @@ def test_model_that_transforms_its_inputs_predicts_in_closed_form() -> None:
     model = DeepGP(inputs(N, D), targets(inputs(N, D)), KERNELS["rbf ard"](), likelihoods.GaussianLikelihood())
     with use_torch_tensors(), routes(tensors=1):
         covar = scatter(model.double()).eval()(inputs(4, D, seed=5)).lazy_covariance_matrix
-    assert type(covar.prior) is ClosedFormPrior
+    assert type(covar.source.prior) is ClosedFormPrior

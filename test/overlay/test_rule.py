@@ -60,6 +60,8 @@ STAND_IN = {
         ''',
 }
 OVERLAY = {
+    "_internals.py": "missing = []\n",
+    "_tested.py": "SOURCES = {}\n",
     "distributions/__init__.py": "from .. import _upstream\n_upstream.extend(__name__)\n",
     "distributions/normal.py": '''
         from .. import _upstream
@@ -87,7 +89,11 @@ OVERLAY = {
         ''',
 }
 REPORT = """
-import json, warnings
+import json, logging, warnings
+logged = []
+logging.getLogger("gpytorch").addHandler(logging.NullHandler())
+logging.getLogger("gpytorch").setLevel(logging.INFO)
+logging.getLogger("gpytorch").handlers[0].handle = lambda record: logged.append(record.getMessage())
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     {statement}
@@ -97,7 +103,7 @@ with gpytorch.settings.use_torch_tensors():
     flag = gpytorch.settings.use_torch_tensors.on()
 print(json.dumps(dict(
     log_prob=normal.log_prob(0), draw=normal.draw(), flag=flag, default=gpytorch.settings.use_torch_tensors.on(),
-    loaded=hasattr(gpytorch.distributions.normal, "Ours"),
+    loaded=hasattr(gpytorch.distributions.normal, "Ours"), logged=logged,
     warnings=[[w.category.__name__, str(w.message), w.filename] for w in caught],
 )))
 """
@@ -131,8 +137,8 @@ class Machine:
     def upstream(self, **changed: str | None) -> Path:
         return write(self.folder / "upstream", STAND_IN | changed)
 
-    def overlay(self, name: str = "overlay") -> Path:
-        folder = write(self.folder / name, OVERLAY)
+    def overlay(self, name: str = "overlay", **changed: str) -> Path:
+        folder = write(self.folder / name, OVERLAY | changed)
         for module in ("__init__.py", "_upstream.py", "settings.py"):
             shutil.copy(ROOT / "gpytorch" / module, folder / "gpytorch")
         return folder
@@ -263,6 +269,7 @@ def test_missing_upstream_says_what_to_install(machine: Machine, files: dict[str
     machine.run(f"import {first}", [overlay, other, machine.upstream()])
 
 
+# Whether each is in the tested range, takes the overlay where nothing has changed in it, or does not by its number.
 VERSIONS = {
     "1.15": True,
     "1.15.0": True,
@@ -271,10 +278,10 @@ VERSIONS = {
     "1.15.2.0": True,
     "1.15.2+local": True,
     "1.14.9": False,
-    "1.15.2.1": False,
-    "1.15.3": False,
-    "1.15.3.dev4+g82adcaa": False,
-    "1.15.2rc1": False,
+    "1.15.2.1": None,
+    "1.15.3": None,
+    "1.15.3.dev4+g82adcaa": None,
+    "1.15.2rc1": None,
     "1.16": False,
     "1.150": False,
     "2.0.0": False,
@@ -283,13 +290,17 @@ VERSIONS = {
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_one_warning_names_both_versions_outside_the_tested_range(machine: Machine, version: str) -> None:
+def test_one_warning_names_both_versions_of_another_minor_release(machine: Machine, version: str) -> None:
     path = [machine.overlay(), machine.upstream(**{"version.py": f"version = {version!r}\n"})]
     report = machine.report(path, "import gpytorch; import gpytorch.means, gpytorch.distributions.normal")
     assert report["flag"] is True
-    if VERSIONS[version]:
+    if VERSIONS[version] is not False:
         assert report["warnings"] == []
         assert is_in_effect(report)
+        untested = (
+            f"GPyTorch {version} takes the overlay: this overlay was tested with 1.15 to 1.15.2, and all that is "
+        )
+        assert report["logged"] == ([] if VERSIONS[version] else [untested + "replaced is as it was there."])
     else:
         assert is_stock(report)
         assert not report["loaded"]
@@ -350,6 +361,63 @@ def test_one_method_with_other_parameters_leaves_all_as_they_are(machine: Machin
     assert category == "RuntimeWarning"
     assert "Normal.log_prob has other parameters" in message
     assert "the installed GPyTorch is 1.15.2, this overlay was tested with 1.15 to 1.15.2" in message
+    assert file == "<string>"
+
+
+RECORD = """
+from gpytorch import _upstream
+names = ["gpytorch.distributions.normal:Normal.log_prob", "gpytorch.distributions.normal:Normal.draw_many",
+    "gpytorch.distributions.normal:Normal.gone"]
+print({name: [digest] for name, digest in _upstream.digests(names).items()})
+"""
+CHANGES = {
+    "nothing": (changed("", ""), None),
+    "a method that is not replaced": (changed("return super()", "return 1 * super()"), None),
+    "a comment elsewhere": (changed("class Student", "# A comment\n        class Student"), None),
+    "the body of a method": (changed("Return upstream's answer", "Return an answer"), "log_prob"),
+    "its decorator": (changed("def log_prob(", "@staticmethod\n            def log_prob("), "log_prob"),
+    "its name": (changed("def log_prob(", "def log_p("), "log_prob"),
+    "a method that there was not": (
+        changed("def draw(self)", "def gone(self): ...\n\n            def draw(self)"),
+        "gone",
+    ),
+    "all of the module": ("class Normal: ...\nclass Student: ...\n", "draw_many"),
+}
+
+
+@pytest.mark.parametrize("version", ["1.15.2", "1.15.3"])
+@pytest.mark.parametrize(("normal", "misfit"), CHANGES.values(), ids=CHANGES)
+def test_release_takes_effect_as_long_as_what_is_replaced_has_not_changed(
+    machine: Machine, normal: str, misfit: str | None, version: str
+) -> None:
+    sources = machine.run(RECORD, [machine.overlay("plain"), machine.upstream()])
+    overlay = machine.overlay(**{"_tested.py": f"SOURCES = {sources}"})
+    upstream = machine.upstream(**{"version.py": f"version = {version!r}\n", "distributions/normal.py": normal})
+    if misfit is None:
+        report = machine.report([overlay, upstream])
+        assert is_in_effect(report)
+        assert report["warnings"] == []
+        assert len(report["logged"]) == (version == "1.15.3")
+        return
+    result = machine.attempt(
+        "import gpytorch.distributions.normal as n; print(hasattr(n, 'Ours'))", [overlay, upstream]
+    )
+    assert result.stdout == "False\n"
+    assert result.stderr.count("RuntimeWarning: gpytorch-tensors has no effect") == 1
+    assert f"the installed GPyTorch is {version}, this overlay was tested with 1.15 to 1.15.2" in result.stderr
+    assert f"its Normal.{misfit} is not what it was in these" in result.stderr
+
+
+def test_missing_private_name_leaves_all_as_they_are_and_says_what_to_install(machine: Machine) -> None:
+    internals = "missing = ['torch._C._gone']\nREQUIREMENT = 'torch>=2.4'\ninstalled = lambda: 'torch 3.0'\n"
+    report = machine.report([machine.overlay(**{"_internals.py": internals}), machine.upstream()])
+    assert is_stock(report)
+    assert report["flag"] is True
+    assert not report["loaded"]
+    [(category, message, file)] = report["warnings"]
+    assert category == "RuntimeWarning"
+    assert message.startswith("gpytorch-tensors has no effect: torch 3.0 has no torch._C._gone. ")
+    assert "Install torch>=2.4, or a release of gpytorch-tensors that was tested with yours." in message
     assert file == "<string>"
 
 

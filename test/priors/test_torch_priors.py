@@ -132,8 +132,20 @@ def test_prior_with_a_density_of_its_own_is_asked_for_it() -> None:
     assert_near(actual, LogNormalPrior(0.3, 1.7).log_prob(x).sum() / 2 + x.square().sum())
 
 
+def validates_under_vmap() -> bool:
+    """Whether torch's own distributions validate what they are given under `torch.vmap` (from torch 2.5 on)."""
+    with use_torch_tensors(False):
+        try:
+            torch.vmap(torch.distributions.LogNormal(0.3, 1.7, validate_args=True).log_prob)(torch.ones(2))
+        except RuntimeError:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("case", ["scalar", "batch", "unvalidated"])
 def test_density_under_vmap_matches_upstream(case: str) -> None:
+    if case != "unvalidated" and not validates_under_vmap():
+        pytest.skip("this torch's own distributions raise under torch.vmap")
     prior, x = PRIORS[case](), inputs(3, 2) + 0.1
     with use_torch_tensors(False):
         expected = torch.vmap(prior.log_prob)(x)

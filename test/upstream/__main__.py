@@ -1,12 +1,14 @@
 """Run upstream's own tests under the overlay, with the flag off and on: `python test/upstream [options of pytest]`.
 
-The tests come from the source distribution of the GPyTorch that is installed; nothing of it is kept.
+With `--stock` they run once, without the overlay: what fails there is upstream's own. The tests come from the source
+distribution of the GPyTorch that is installed; nothing of it is kept.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,9 +16,11 @@ import time
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+OUTCOMES = ("passed", "failed", "errors", "skipped", "excused")
 
 
 def unpack(version: str, folder: Path) -> None:
@@ -38,41 +42,75 @@ def unpack(version: str, folder: Path) -> None:
     archive.unlink()
 
 
-def run(folder: Path, flag: str, excuses: Path, options: list[str]) -> tuple[int, str]:
-    """Run the tests in `folder` under this checkout's overlay.
+def outcomes(report: Path) -> dict[str, list[str]]:
+    """Return the ids of the tests that had each outcome.
+
+    :param report: A JUnit report of pytest's.
+    """
+    found: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for case in ElementTree.parse(report).iter("testcase"):
+        parts = {part.tag: part for part in case}
+        if "failure" in parts:
+            outcome = "failed"
+        elif "error" in parts:
+            outcome = "errors"
+        elif "skipped" in parts:
+            outcome = "excused" if parts["skipped"].get("type") == "pytest.xfail" else "skipped"
+        else:
+            outcome = "passed"
+        found[outcome].append(f"{case.get('classname')}::{case.get('name')}")
+    return found
+
+
+def run(folder: Path, way: str, excuses: Path, options: list[str]) -> tuple[int, str]:
+    """Run the tests in `folder`; the JUnit report goes into `folder` too, under the name of the way.
 
     :param folder: Where a folder named "test" lies.
-    :param flag: What `use_torch_tensors` is by default: "off" or "on".
+    :param way: What `use_torch_tensors` is by default under this checkout's overlay, "off" or "on", or "stock": without
+        the overlay.
     :param excuses: A file as `excuses.txt`.
     :param options: Further options of pytest.
     :return: pytest's exit status, and one line that sums up.
     """
-    counts = folder / f"{flag}.json"
+    report = folder / f"{way}.xml"
+    stock = way == "stock"
     variables = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),  # behind the working directory: `test` is upstream's
-        "GPYTORCH_USE_TORCH_TENSORS": flag,
+        # Behind the working directory: `test` is upstream's.
+        "PYTHONPATH": os.pathsep.join([*([] if stock else [str(ROOT)]), str(HERE)]),
+        "GPYTORCH_USE_TORCH_TENSORS": way,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take several times as long on a busy machine
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "under_overlay"]
-    command += ["--excuses", str(excuses), "--counts", str(counts), "--rootdir", str(folder), *options, "test"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", str(report)]
+    command += ["-p", "without_overlay"] if stock else ["-p", "under_overlay", "--excuses", str(excuses)]
+    command += ["--rootdir", str(folder), *options, "test"]
     start = time.monotonic()
     status = subprocess.run(command, cwd=folder, env=os.environ | variables, check=False).returncode
-    if not counts.exists():
-        return status or 1, f"flag {flag}: pytest did not come to an end"
-    summary = ", ".join(f"{number} {outcome}" for outcome, number in json.loads(counts.read_text()).items())
-    return status, f"flag {flag}: {summary} in {time.monotonic() - start:.0f} s"
+    name = "without the overlay" if stock else f"flag {way}"
+    if not report.exists():
+        return status or 1, f"{name}: pytest did not come to an end"
+    summary = ", ".join(f"{len(tests)} {outcome}" for outcome, tests in outcomes(report).items())
+    return status, f"{name}: {summary} in {time.monotonic() - start:.0f} s"
 
 
-def main(options: list[str]) -> int:
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python test/upstream", allow_abbrev=False, epilog="The rest is pytest's.")
+    parser.add_argument("--stock", action="store_true", help="once, without the overlay")
+    parser.add_argument("--reports", type=Path, help="a folder in which to leave the JUnit reports")
+    arguments, options = parser.parse_known_args(words)
     version = metadata.version("gpytorch")
     with TemporaryDirectory() as name:
         folder = Path(name).resolve()
         unpack(version, folder)
-        passes = {flag: run(folder, flag, HERE / "excuses.txt", options) for flag in ("off", "on")}
-    for _, line in passes.values():
+        ways = ("stock",) if arguments.stock else ("off", "on")
+        passes = [run(folder, way, HERE / "excuses.txt", options) for way in ways]
+        if arguments.reports:
+            arguments.reports.mkdir(parents=True, exist_ok=True)
+            for report in folder.glob("*.xml"):
+                shutil.copy(report, arguments.reports)
+    for _, line in passes:
         print(f"upstream's suite of GPyTorch {version}, {line}")
-    return max(status for status, _ in passes.values())
+    return max(status for status, _ in passes)
 
 
 if __name__ == "__main__":

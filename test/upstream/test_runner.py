@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-run = runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="upstream")["run"]
+upstream = runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="upstream")
+run, outcomes = upstream["run"], upstream["outcomes"]
 
 SUITE = """
 import unittest
@@ -77,3 +78,39 @@ def test_run_without_the_overlay_is_refused(suite: Path, capfd: pytest.CaptureFi
     (suite / "gpytorch" / "__init__.py").write_text("class settings: ...\n")
     assert run(suite, "off", suite / "excuses.txt", [])[0] == pytest.ExitCode.USAGE_ERROR
     assert "is not under the overlay" in "".join(capfd.readouterr())
+
+
+def test_stock_is_without_the_overlay(suite: Path) -> None:
+    text = (suite / "test" / "test_counts.py").read_text()
+    (suite / "test" / "test_counts.py").write_text(text.replace("off()", "missing"))
+    status, line = run(suite, "stock", suite / "excuses.txt", [])
+    assert status == 1
+    assert line.startswith("without the overlay: 1 passed, 1 failed, 0 errors, 0 skipped, 0 excused in ")
+    assert "has no attribute 'use_torch_tensors'" in (suite / "stock.xml").read_text().replace("&#x27;", "'")
+
+
+def test_outcomes_are_told_apart_by_test(suite: Path) -> None:
+    (suite / "test" / "test_counts.py").write_text("""
+import pytest
+
+@pytest.fixture
+def broken():
+    raise OSError
+
+def test_passes(): pass
+def test_fails(): assert False
+def test_has_no_fixture(broken): pass
+def test_is_skipped(): pytest.skip()
+@pytest.mark.xfail
+def test_is_excused(): assert False
+@pytest.mark.parametrize("name", ["a b::c"])
+def test_takes(name): pass
+""")
+    run(suite, "stock", suite / "excuses.txt", [])
+    assert outcomes(suite / "stock.xml") == {
+        "passed": ["test.test_counts::test_passes", "test.test_counts::test_takes[a b::c]"],
+        "failed": ["test.test_counts::test_fails"],
+        "errors": ["test.test_counts::test_has_no_fixture"],
+        "skipped": ["test.test_counts::test_is_skipped"],
+        "excused": ["test.test_counts::test_is_excused"],
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--excuses", type=Path, help="lines of: test id, two spaces or more, the reason")
-    parser.addoption("--counts", type=Path, help="where to write how many tests had each outcome")
 
 
 def read_excuses(file: Path) -> dict[str, str]:
@@ -48,9 +46,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"excused, but there is no such test: {', '.join(unknown)}")
     for test, reason in excuses.items():
         collected[test].add_marker(pytest.mark.xfail(reason=reason, strict=True))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    outcomes = {"passed": "passed", "failed": "failed", "errors": "error", "skipped": "skipped", "excused": "xfailed"}
-    counts = {outcome: len(terminalreporter.stats.get(key, ())) for outcome, key in outcomes.items()}
-    config.getoption("--counts").write_text(json.dumps(counts), "utf-8")
