@@ -101,14 +101,24 @@ def inputs_of(name: str, n: int, dtype: torch.dtype, device: str) -> torch.Tenso
     return x / 3 if name == "cylindrical" else x  # inside the unit sphere
 
 
+def _made(name: str, dtype: torch.dtype) -> Kernel:
+    # One of BoTorch's has tensors that are not converted with it.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.manual_seed(0)
+            return KERNELS[name]()
+    finally:
+        torch.set_default_dtype(before)
+
+
 class KernelGP(gpytorch.models.ExactGP):
     """A constant mean and the kernel of that name, of one output or several."""
 
     def __init__(self, name: str, x: torch.Tensor) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            torch.manual_seed(0)
-            kernel = KERNELS[name]().to(x)
+        kernel = _made(name, x.dtype).to(x)
         for part in kernel.modules():
             getattr(part, "_priors", {}).clear()  # some of BoTorch's bring their own
         outputs = kernel.num_outputs_per_input(x, x)

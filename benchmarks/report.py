@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from . import pools
 from .compare import crossovers, gains_by_n
 from .memory import STEP
 from .models import KERNEL_TITLES
@@ -161,6 +162,8 @@ def write(options: Options) -> int:
             continue
         answers[name] = rows
         lead = LEADS[name](rows) if name in LEADS else []
+        if name == "bo" and options.device == "cpu":
+            lead += pools.remarks(options.seconds)
         parts.append(section(title, lead, module, rows, options.output))
     measured = [row for rows in answers.values() for row in rows]
     head = ["# gpytorch.settings.use_torch_tensors on this machine", *measured_on(measured), in_short(answers)]

@@ -93,11 +93,6 @@ class HandsItsKernelTheirDistances(Watching):
         return self.covar_module(torch.tanh(3 * (x - x.mean(-2, keepdim=True))))
 
 
-class AddsACovarianceOfTheirDistances(HandsItsKernelTheirDistances):
-    def covariance_of(self, x: Tensor) -> object:
-        return self.covar_module(x) + super().covariance_of(x)
-
-
 TOGETHER = {
     "a mean of their centre": lambda: Watching(OfTheirCentre()),
     "their mean added": AddsTheirMean,
@@ -107,7 +102,6 @@ TOGETHER = {
     "a zero mean and their mean": lambda: AddsTheirMean(means.ZeroMean()),
     "a linear mean and their mean": lambda: AddsTheirMean(means.LinearMean(D)),
     "a kernel scaled by them": HasItsKernelScaledByThem,
-    "a covariance of distances from their centre added": AddsACovarianceOfTheirDistances,
     "a kernel chosen by their number": ChoosesItsKernelByTheirNumber,
     "distances from their centre for the kernel": HandsItsKernelTheirDistances,
     "their mean added, no closed form": lambda: AddsTheirMean(kernel=k.PiecewisePolynomialKernel(q=2)),
