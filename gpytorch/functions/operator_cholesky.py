@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from linear_operator.operators import DenseLinearOperator, LinearOperator, TriangularLinearOperator
+from linear_operator.operators import (
+    CholLinearOperator,
+    DenseLinearOperator,
+    LinearOperator,
+    MulLinearOperator,
+    RootLinearOperator,
+    TriangularLinearOperator,
+)
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
@@ -11,6 +18,7 @@ import gpytorch  # whose `dense` imports this package
 from .. import _upstream, beta_features, settings
 
 _upstream_cholesky = LinearOperator._cholesky
+_upstream_product_init = MulLinearOperator.__init__
 _upstream_matmul = TriangularLinearOperator.matmul
 
 
@@ -42,3 +50,24 @@ def matmul(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
         if other.dim() > 1 and other.size(-2) == tensor.size(-1):
             return tensor @ other
     return _upstream_matmul(self, other)
+
+
+@_upstream.replaces(MulLinearOperator)
+def __init__(self, left_linear_op, right_linear_op):
+    """
+    With :class:`gpytorch.settings.use_torch_tensors` on, a product of two matrices, which is made of their factors and
+    looks at their memory as rows, has them in rows.
+    """
+    _upstream_product_init(self, left_linear_op, right_linear_op)
+    if settings.use_torch_tensors.on():
+        _upstream_product_init(self, _in_rows(self.left_linear_op), _in_rows(self.right_linear_op))
+
+
+def _in_rows(root: RootLinearOperator) -> RootLinearOperator:
+    if type(root) is not CholLinearOperator or type(root.root) is not TriangularLinearOperator:
+        return root
+    factor = root.root
+    tensor = factor._tensor.to_dense()
+    if tensor.is_contiguous():
+        return root
+    return CholLinearOperator(TriangularLinearOperator(tensor.contiguous(), upper=factor.upper), upper=root.upper)

@@ -154,3 +154,17 @@ def test_samples_are_a_product_of_tensors() -> None:
         names.add(node.name())
         left += [each for each, _ in node.next_functions if each is not None]
     assert "LinalgCholeskyExBackward0" in names and "MatmulBackward" not in names
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_product_of_matrices_is_differentiated_through_a_solve_as_upstreams(batch: tuple[int, ...]) -> None:
+    factors = [spd(*batch).requires_grad_(), spd(*batch).square().requires_grad_()]
+    rhs = torch.randn(*batch, N, 3, generator=generator(1), dtype=torch.float64)
+    results = []
+    for flag in (False, True):
+        with use_torch_tensors(flag):
+            product = DenseLinearOperator(factors[0]) * DenseLinearOperator(factors[1])
+            value = product.add_diagonal(torch.ones(N, dtype=torch.float64)).solve(rhs)
+            results.append([value.detach(), *torch.autograd.grad(value.square().sum(), factors)])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert_near(ours, theirs)

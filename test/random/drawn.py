@@ -292,9 +292,9 @@ class _Script:
         self.predicts("fantasies")
 
     def changes_parameters(self) -> None:
-        self.add(f"scatter(model, {self.new_seed()})")
+        # Without the reset, what upstream predicts depends on which of its caches are there.
+        self.add(f"scatter(model, {self.new_seed()})\nmodel.train().eval()")
         self.predicts()
-        self.add("model.train().eval()")  # upstream's fantasies would mix the old parameters and the new
 
     def has_new_data(self) -> None:
         if self.is_fixed:
@@ -387,7 +387,8 @@ def draw(seed: int) -> Drawn:
             setting = script.rng.choice(SETTINGS)
             body = [f"    {line}" for line in script.lines[start:]]
             script.lines[start:] = [f"with {setting}:", *body]
-        script.lines.insert(start, f"# {use.replace('_', ' ')}")
+        # Upstream's conjugate gradients draw probe vectors.
+        script.lines[start:start] = [f"# {use.replace('_', ' ')}", "torch.manual_seed(0)"]
     if script.chance(0.08):  # from the first to the last use: what is cached is of one way
         script.lines = ["with settings.max_cholesky_size(6):", *(f"    {line}" for line in script.lines)]
     body = textwrap.indent("\n".join(script.lines), "    ")
