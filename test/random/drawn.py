@@ -389,7 +389,9 @@ def draw(seed: int) -> Drawn:
             script.lines[start:] = [f"with {setting}:", *body]
         # Upstream's conjugate gradients draw probe vectors.
         script.lines[start:start] = [f"# {use.replace('_', ' ')}", "torch.manual_seed(0)"]
-    if script.chance(0.08):  # from the first to the last use: what is cached is of one way
+    # From the first to the last use: what is cached is of one way. BoTorch solves without conjugate gradients in part.
+    if not is_botorchs and script.chance(0.1):
+        script.is_rough = True
         script.lines = ["with settings.max_cholesky_size(6):", *(f"    {line}" for line in script.lines)]
     body = textwrap.indent("\n".join(script.lines), "    ")
     dtype = "float32" if script.is_single else "float64"
