@@ -70,4 +70,5 @@ SOURCES: dict[str, list[str]] = {
     "linear_operator.operators._linear_operator:LinearOperator._cholesky": ["e2f1107183e50c8a"],
     "linear_operator.operators._linear_operator:LinearOperator.matmul": ["86432346c73ab807"],
     "linear_operator.operators.diag_linear_operator:DiagLinearOperator.matmul": ["4783c99d84151004"],
+    "linear_operator.operators.mul_linear_operator:MulLinearOperator.__init__": ["c2451a49612c86ed"],
 }
