@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 import gpytorch
 
@@ -31,6 +32,7 @@ from benchmarks import (
     machine,
     measuring,
     peak,
+    pools,
     record,
     report,
     run,
@@ -590,6 +592,19 @@ class TestReport:
     def test_verdict(self, gains, words):
         (verdict,) = report.verdicts(self.rows(gains))
         assert all(word in verdict for word in words), verdict
+
+    def test_what_one_thread_of_openblas_gains_is_said(self):
+        medians = {("", "stock"): 1.2, ("", "tensors"): 0.3, (pools.VARIABLE, "stock"): 0.2}
+        said = pools.sentence({**medians, (pools.VARIABLE, "tensors"): 0.1}, torchs=2, openblas=4)
+        assert f"set `{pools.VARIABLE}`" in said and "torch's of 2 threads and OpenBLAS's of 4" in said
+        assert "6.0 times as fast with the flag off and 3.0 times with it on; both together 12.0 times" in said
+        same = dict.fromkeys([*medians, (pools.VARIABLE, "tensors")], 1.0)
+        assert "gains nothing here" in pools.sentence(same, torchs=2, openblas=2)
+
+    def test_one_pool_is_not_measured(self, monkeypatch):
+        monkeypatch.setattr(pools, "in_turn", None)  # whatever is timed fails
+        with threadpool_limits(1, user_api="blas"):
+            assert pools.remarks(1.0) == []
 
     def test_n_for_which_stock_had_no_memory_is_named(self):
         rows = [row for row in self.rows({20: 3.0, 100: 2.0}) if (row.case.n, row.provider) != (100, "stock")]

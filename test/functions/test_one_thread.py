@@ -100,7 +100,8 @@ def test_an_interrupt_at_any_moment_leaves_the_numbers_as_they_were(users_number
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
-    number_of_mkl = one_thread._setters()[1] if one_thread._setters() else int
+    set_mkl = one_thread._setters()[1] if one_thread._setters() else int
+    before = set_mkl(NUMBER)
     handler = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(8000):
@@ -109,10 +110,11 @@ def test_an_interrupt_at_any_moment_leaves_the_numbers_as_they_were(users_number
                 while True:
                     run_on_one_thread(int)
             assert torch.get_num_threads() == NUMBER
-            assert number_of_mkl(NUMBER) == NUMBER
+            assert set_mkl(NUMBER) == NUMBER
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        set_mkl(before)
 
 
 def test_does_without_what_a_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
