@@ -41,6 +41,7 @@ SOURCES: dict[str, list[str]] = {
     ],
     "gpytorch.likelihoods.hadamard_gaussian_likelihood:HadamardGaussianLikelihood.marginal": ["d15ee0e2d793a3f5"],
     "gpytorch.likelihoods.likelihood:Likelihood.__call__": ["0517135bdb8f57f2", "94cb384a2c43ffad"],
+    "gpytorch.likelihoods.likelihood:_Likelihood.__call__": ["026861f43628925c", "5a73ab5ee490d97e"],
     "gpytorch.likelihoods.noise_models:Noise.__call__": ["b89ba9ea63793ca2", "d0901d1a4663e16a"],
     "gpytorch.likelihoods.noise_models:_HomoskedasticNoiseBase.forward": ["bfb0bb15433746b1", "e414feb349455250"],
     "gpytorch.means.constant_mean:ConstantMean.forward": ["92082e6d85c21050"],

@@ -42,8 +42,10 @@ def clean_state() -> Iterator[None]:
     """The same random numbers at every run, GPyTorch's own settings, neither flag nor default dtype left changed."""
     torch.manual_seed(0)
     state, dtype = use_torch_tensors._state, torch.get_default_dtype()
+    lazily = settings.lazily_evaluate_kernels._state
     # Where a test imports BoTorch, BoTorch changes the defaults of these for the whole process.
     with settings.fast_computations(), settings.max_cholesky_size(800), settings.cholesky_max_tries(3):
         yield
     assert use_torch_tensors._state is state
     assert torch.get_default_dtype() is dtype
+    assert settings.lazily_evaluate_kernels._state is lazily

@@ -6,6 +6,7 @@ off for half of its time, while the others go on.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -105,7 +106,10 @@ def run(seconds: float) -> int:
 
 
 def test_threads_at_once_find_what_they_find_in_turn() -> None:
-    assert run(3.0) >= 2 * 2 * THREADS
+    # In a process of its own: upstream's `lazily_evaluate_kernels` may be left off where threads cross in it.
+    done = subprocess.run([sys.executable, __file__, "3"], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) >= 2 * 2 * THREADS
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ _upstream.stands_for(
     _GaussianLikelihoodBase._shaped_noise_covar,
     HadamardGaussianLikelihood._shaped_noise_covar,
     _HomoskedasticNoiseBase.forward,
-    Likelihood.__call__,
+    *(
+        cls.__call__
+        for cls in Likelihood.__mro__
+        if "__call__" in vars(cls) and cls.__module__ == Likelihood.__module__
+    ),
     Noise.__call__,
 )
 
