@@ -59,8 +59,12 @@ def __init__(self, left_linear_op, right_linear_op):
     looks at their memory as rows, has them in rows.
     """
     _upstream_product_init(self, left_linear_op, right_linear_op)
-    if settings.use_torch_tensors.on():
-        _upstream_product_init(self, _in_rows(self.left_linear_op), _in_rows(self.right_linear_op))
+    if settings.use_torch_tensors.off():
+        return
+    roots = self.left_linear_op, self.right_linear_op
+    left, right = map(_in_rows, roots)
+    if (left, right) != roots:
+        _upstream_product_init(self, left, right)
 
 
 def _in_rows(root: RootLinearOperator) -> RootLinearOperator:

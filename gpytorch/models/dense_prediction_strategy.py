@@ -18,7 +18,6 @@ from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dens
 from ..distributions import MultivariateNormal
 from ..functions._transforms import is_transformed
 from ..functions.shared_rows import SharedRowsOfModel
-from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.noise import marginal_noise
 from ..likelihoods.noise_models import FixedGaussianNoise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
@@ -37,7 +36,6 @@ _upstream.stands_for(
     DefaultPredictionStrategy._mean_cache,
     DefaultPredictionStrategy.exact_prediction,
     DefaultPredictionStrategy.get_fantasy_strategy,
-    LazyEvaluatedKernelTensor.evaluate_kernel,
 )
 
 
