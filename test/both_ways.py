@@ -110,6 +110,19 @@ def compare(
     return actual
 
 
+def both(function: Callable[[], list[Tensor]], model: ExactGP | None = None, rtol: float = RTOL) -> None:
+    """Assert that the flag changes nothing that `function` returns, on a model with nothing cached."""
+    results = []
+    for flag in (False, True):
+        if model is not None:
+            model.prediction_strategy = None
+        torch.manual_seed(0)
+        with use_torch_tensors(flag):
+            results.append(function())
+    for i, (expected, actual) in enumerate(zip(*results, strict=True)):
+        assert_near(actual.detach(), expected.detach(), str(i), rtol, atol=1e-11)
+
+
 class GP(ExactGP):
     """An exact GP of any kernel and mean."""
 

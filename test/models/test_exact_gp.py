@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from both_ways import GP, assert_near, exact_gp, inputs, routes, scatter, targets
+from both_ways import GP, assert_near, both, exact_gp, inputs, routes, scatter, targets
 from botorch.models import MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from botorch.sampling import SobolQMCNormalSampler
@@ -57,19 +57,6 @@ def everything(model: ExactGP, x: Tensor) -> list[Tensor]:
     grads = [torch.autograd.grad(part.square().sum(), x, retain_graph=True)[0] for part in read]
     region = latent.confidence_region()  # which upstream computes in place
     return [*(part.detach() for part in (*read, *region)), *grads]
-
-
-def both(function: Callable[[], list[Tensor]], model: ExactGP | None = None, rtol: float = 1e-8) -> None:
-    """Assert that the flag changes nothing that `function` returns, on a model with nothing cached."""
-    results = []
-    for flag in (False, True):
-        if model is not None:
-            model.prediction_strategy = None
-        torch.manual_seed(0)
-        with use_torch_tensors(flag):
-            results.append(function())
-    for i, (expected, actual) in enumerate(zip(*results, strict=True)):
-        assert_near(actual.detach(), expected.detach(), str(i), rtol, atol=1e-11)
 
 
 @pytest.mark.parametrize("fast_pred_var", [False, True])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from both_ways import GP, assert_near, exact_gp, inputs, targets
+from both_ways import GP, assert_near, both, exact_gp, inputs, targets
 from botorch.acquisition import qKnowledgeGradient, qLogNoisyExpectedImprovement, qMaxValueEntropy
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
@@ -120,19 +120,6 @@ def points(batch: tuple = BATCH, num_shared: int = 0) -> Tensor:
     """Return points of which the first are the same in the whole batch."""
     x = inputs(M, D, batch, seed=5)
     return torch.cat([x[(0,) * len(batch)][:num_shared].expand(*batch, -1, -1), x[..., num_shared:, :]], dim=-2)
-
-
-def both(function: Callable[[], list[Tensor]], model: GP | None = None, rtol: float = 1e-8) -> None:
-    """Assert that the flag changes nothing that `function` returns."""
-    results = []
-    for flag in (False, True):
-        if model is not None:
-            model.prediction_strategy = None
-        torch.manual_seed(0)
-        with use_torch_tensors(flag):
-            results.append(function())
-    for i, (expected, actual) in enumerate(zip(*results, strict=True)):
-        assert_near(actual.detach(), expected.detach(), str(i), rtol, atol=1e-11)
 
 
 def with_gradients(read: Callable[[GP, Tensor], list[Tensor]], model: GP, x: Tensor) -> Callable[[], list[Tensor]]:
