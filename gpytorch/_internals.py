@@ -72,6 +72,9 @@ will_execute = _look_up("torch._C._will_engine_execute_node", otherwise=lambda n
 # overwritten, at the cost of one more matrix.
 is_graph_kept = _look_up("torch._C._autograd._get_current_graph_task_keep_graph", otherwise=lambda: True)
 
+# Products of several tensors with one, which are launched together on CUDA.
+multiplied = _look_up("torch._foreach_mul")
+
 # Whether all elements are true, which torch.vmap lets decide.
 is_all_true = _look_up("torch._is_all_true")
 

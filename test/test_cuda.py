@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from gpytorch.settings import use_torch_tensors
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 N, D = 60, 3
-LARGE = 1500  # from here on the inverse is put together from blocks
+LARGE = 1500
 RTOL = {torch.float64: 1e-8, torch.float32: 2e-3}
 BASES = {"rbf": lambda **k: kernels.RBFKernel(**k), "matern": lambda **k: kernels.MaternKernel(nu=2.5, **k)}
 
@@ -83,9 +84,13 @@ def test_large_training_step_on_cuda_is_the_cpus() -> None:
         assert_near(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("up_to", [10**6, 400], ids=["product", "halves"])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("n", [N, LARGE])
-def test_inverse_on_cuda_is_the_inverse(n: int, batch: tuple[int, ...]) -> None:
+def test_inverse_on_cuda_is_the_inverse(
+    n: int, batch: tuple[int, ...], up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("gpytorch.functions.cholesky_inverse"), "_PRODUCT_ON_CUDA_UP_TO", up_to)
     root = inputs(n, n, batch).cuda()
     matrix = root @ root.mT / n + torch.eye(n, dtype=root.dtype, device="cuda")
     inverse = cholesky_inverse_(torch.linalg.cholesky(matrix))

@@ -28,14 +28,18 @@ def _is_intels() -> bool:
 # from the inverses of diagonal blocks by matrix products: a tenth more operations, at the full rate.
 _BLOCKED_FROM = 768
 # So many rows of a symmetric product are computed at a time, from the diagonal on.
-_SYMMETRIC_ROWS = 256
+_SYMMETRIC_ROWS = {"cpu": 256, "cuda": 1024}
 # For small matrices potri is slow on Intel's processors, in batches above all, and slower on several threads than on
 # one. L^-1 and its product with itself, twice to four times the operations, then take as little as half of the time.
 # On AMD's that takes up to four times as long as potri.
 _PRODUCT_UP_TO, _PRODUCT_ON_THREADS_UP_TO = (64, 256) if _is_intels() else (0, 0)
+# On CUDA, where torch.cholesky_inverse solves for the identity, for one matrix of a batch after the other, the product
+# takes from a half to a tenth of that, and beyond this size more than blocks put together.
+_PRODUCT_ON_CUDA_UP_TO = 3000
 # The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
 # precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
 _PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
+_PRODUCT_ROWS_ON_CUDA = 1024
 
 
 def cholesky_inverse_(factor: Tensor) -> Tensor:
@@ -59,8 +63,9 @@ def cholesky_inverse_(factor: Tensor) -> Tensor:
     _invert_block_(upper_left)
     _invert_block_(lower_right)
     torch.mm(lower_right, y, out=lower_left).neg_()
-    for start in range(0, half, _SYMMETRIC_ROWS):
-        rows, beyond = slice(start, start + _SYMMETRIC_ROWS), slice(start + _SYMMETRIC_ROWS, None)
+    num_rows = _SYMMETRIC_ROWS["cuda" if factor.is_cuda else "cpu"]
+    for start in range(0, half, num_rows):
+        rows, beyond = slice(start, start + num_rows), slice(start + num_rows, None)
         upper_left[rows, start:].addmm_(y[:, rows].mT, lower_left[:, start:], alpha=-1)
         upper_left[beyond, rows] = upper_left[rows, beyond].mT
     factor[:half, half:] = lower_left.mT
@@ -80,7 +85,8 @@ def inverse_and_solutions_(factor: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor,
         root = _inverse_root(factor)
         half = torch.matmul(root, rhs)
         # By substitution: the sum of a product's elements, a constant mean's gradient, would be half as far off again.
-        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        # On CUDA that takes twice as long as the product.
+        solution = root.mT @ half if factor.is_cuda else torch.linalg.solve_triangular(factor.mT, half, upper=True)
         return _product_of_root_(root, factor.mT), half, solution
     half = torch.linalg.solve_triangular(factor, rhs, upper=False)
     solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
@@ -89,18 +95,21 @@ def inverse_and_solutions_(factor: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor,
 
 def _takes_product(factor: Tensor) -> bool:
     n = factor.size(-1)
+    if factor.is_cuda:
+        return factor.dim() > 2 or n <= _PRODUCT_ON_CUDA_UP_TO
     most = _PRODUCT_ON_THREADS_UP_TO if n > _PRODUCT_UP_TO and torch.get_num_threads() > 1 else _PRODUCT_UP_TO
-    return n <= most and not factor.is_cuda
+    return n <= most
 
 
 def _inverse_root(factor: Tensor) -> Tensor:
     root = torch.eye(factor.size(-1), dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, root, upper=False, out=root if factor.dim() == 2 else None)
+    in_place = factor.dim() == 2 and not factor.is_cuda
+    return torch.linalg.solve_triangular(factor, root, upper=False, out=root if in_place else None)
 
 
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
-    n, size = root.size(-1), _PRODUCT_ROWS[root.dtype]
+    n, size = root.size(-1), _PRODUCT_ROWS_ON_CUDA if root.is_cuda else _PRODUCT_ROWS[root.dtype]
     if n <= 2 * size:
         return torch.matmul(root.mT, root, out=out)
     stop = n
@@ -113,10 +122,10 @@ def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
 
 
 def _invert_block_(block: Tensor) -> None:
-    if block.size(-1) < _BLOCKED_FROM:
-        block.copy_(torch.cholesky_inverse(block))  # LAPACK takes no block of a larger matrix from torch
-    else:
+    if block.size(-1) >= _BLOCKED_FROM or _takes_product(block):
         cholesky_inverse_(block)
+    else:
+        block.copy_(torch.cholesky_inverse(block))  # LAPACK takes no block of a larger matrix from torch
 
 
 class PsdInverse(Function):

@@ -17,7 +17,7 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .. import settings
-from .._internals import is_graph_kept
+from .._internals import is_graph_kept, multiplied
 from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
@@ -90,7 +90,8 @@ class SmallKernelLogProb(UntransformedFunction):
         ctx.saved_tensors  # noqa: B018 (raises, as for every Function, where the graph has been freed)
         grad = grad * (-0.5 / ctx.per)
         if grad.dim() == 0:
-            return None, None, None, *[None if each is None else each * grad for each in ctx.gradient]
+            scaled = iter(multiplied([each for each in ctx.gradient if each is not None], grad))
+            return None, None, None, *[None if each is None else next(scaled) for each in ctx.gradient]
         scaled = (grad[(..., *(None,) * (each.dim() - grad.dim()))] for each in ctx.gradient if each is not None)
         return None, None, None, *[None if each is None else each * next(scaled) for each in ctx.gradient]
 

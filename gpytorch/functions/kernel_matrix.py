@@ -22,7 +22,7 @@ from .stationary import BoundStationary, Rows, Stationary, as_scale, as_weight, 
 # A matrix of up to the first number of elements is worked through at once, a larger one in blocks of the second. On a
 # CPU a block and what is made of it should stay in a core's cache from one elementwise pass to the next; on a GPU it
 # should fill the device.
-_ELEMENTS = {"cpu": (2**18, 2**16), "cuda": (2**26, 2**26)}
+_ELEMENTS = {"cpu": (2**18, 2**16), "cuda": (2**24, 2**24)}
 _LEAST_ROWS = 128
 
 
