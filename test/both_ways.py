@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,6 +23,11 @@ from gpytorch.models import ExactGP
 from gpytorch.settings import use_torch_tensors
 
 RTOL = 1e-8  # of the largest element, in float64
+
+goes_by_call = pytest.mark.skipif(
+    torch.__version__ < (2, 6),
+    reason="the compiler of torch 2.4 and 2.5 goes past a module's own call to its forward",
+)
 
 
 @contextmanager
@@ -200,7 +206,7 @@ def python_memory() -> tracemalloc.Snapshot:
 
 def assert_leaves_nothing_behind(work: Callable[[int], None], rounds: int, calls: int) -> None:
     """`work(calls)` again and again keeps no tensor and no memory of Python's; for tests marked `alone`."""
-    work(20)
+    work(20 if sys.version_info >= (3, 11) else 1100)  # from its 1024th call on Python 3.10 keeps more of a function
     tensors, grown = live_tensors(), []
     tracemalloc.start()
     try:

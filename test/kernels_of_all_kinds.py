@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from both_ways import inputs
@@ -69,6 +70,12 @@ def mixed(batch: torch.Size) -> Kernel:
     return added + k.ScaleKernel(of_points() * of_labels(), batch_shape=batch)
 
 
+def orthogonal_additive(batch: torch.Size) -> Kernel:
+    base = signature(OrthogonalAdditiveKernel).parameters["base_kernel"]
+    own = {} if base.default is None else {"base_kernel": k.RBFKernel(batch_shape=batch)}  # BoTorch 0.16 has no default
+    return OrthogonalAdditiveKernel(dim=D, batch_shape=batch, dtype=torch.float64, **own)
+
+
 CLOSED, PARTS, GIVEN = "the kernel has a closed-form", "parts of the kernel", "upstream would factorize"
 
 #: The kernel of a batch shape; its inputs; and the reason for the tensor path.
@@ -132,7 +139,7 @@ DENSE: dict[str, tuple[Callable[[torch.Size], Kernel], Callable[..., Tensor], st
         points,
         PARTS,
     ),
-    "orthogonal additive": (lambda s: OrthogonalAdditiveKernel(D, batch_shape=s, dtype=torch.float64), points, GIVEN),
+    "orthogonal additive": (orthogonal_additive, points, GIVEN),
     "separate contexts": (lambda s: SACKernel({"a": [0, 1], "b": [2, 3]}, s), points, GIVEN),
     "embedded contexts": (lambda s: LCEAKernel({"a": [0, 1], "b": [2, 3]}, s), points, GIVEN),
     "a user's": (lambda s: OfAUser(batch_shape=s), points, GIVEN),

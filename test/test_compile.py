@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from both_ways import Result, assert_near, evaluate, exact_gp, inputs, loss, routes
+from both_ways import Result, assert_near, evaluate, exact_gp, goes_by_call, inputs, loss, routes
 from linear_operator.settings import trace_mode as unchecked
 from torch import Tensor
 
@@ -23,10 +23,6 @@ from gpytorch.settings import use_torch_tensors
 
 N = 8
 BATCH = torch.Size([2])
-goes_by_call = pytest.mark.skipif(
-    torch.__version__ < (2, 6),
-    reason="the compiler of torch 2.4 and 2.5 goes past a module's own call to its forward",
-)
 
 
 @pytest.fixture(autouse=True)

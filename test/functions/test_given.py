@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from both_ways import assert_near, compare_step, exact_gp, inputs, loss, routes
+from both_ways import assert_near, compare_step, exact_gp, goes_by_call, inputs, loss, routes
 from kernels_of_all_kinds import DENSE, OfAUser, WithNetwork, points
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -89,6 +89,7 @@ def test_second_derivatives_match_upstream(case: str) -> None:
         assert_near(actual, expected, rtol=1e-7, atol=1e-10)
 
 
+@goes_by_call
 @pytest.mark.parametrize("case", ["a user's", "a user's and matern"])
 def test_compiled_step_is_one_graph(case: str) -> None:
     mll = gp(case)
