@@ -36,6 +36,9 @@ _HERE = Path(__file__).resolve().parent
 _REQUIREMENT = "gpytorch>={},<={}".format(*SUPPORTED)
 _TESTED = "this overlay was tested with {} to {}".format(*SUPPORTED)
 
+# What replaces methods and has no namesake in the installed package that would import it
+_ROOMS = ("operators.cholesky", "models.dense_prediction_strategy")
+
 _replacements: list[tuple[type, str, Callable]] = []
 #: The functions that are replaced or stood for, as in :data:`gpytorch._tested.SOURCES`.
 checked: set[str] = set()
@@ -124,7 +127,10 @@ def lay_over(package: str) -> None:
     if misfit:
         path.remove(str(_HERE))
     _run(_ROOT / "__init__.py", package)
-    misfit = misfit or install()
+    if not misfit:
+        for room in _ROOMS:
+            import_module(f"{package}.{room}")
+        misfit = install()
     if misfit:
         warnings.warn(
             f"gpytorch-tensors has no effect: {found}{misfit}. GPyTorch runs as it is, and settings.use_torch_tensors "

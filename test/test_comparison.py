@@ -12,6 +12,7 @@ from both_ways import GP, evaluate, exact_gp, inputs, loss, targets
 from torch import Tensor
 
 from gpytorch import dense, kernels, models
+from gpytorch.closed_form import covariance
 from gpytorch.comparison import Comparison, compare
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, HadamardGaussianLikelihood
@@ -48,7 +49,7 @@ def test_every_quantity_is_compared_and_agrees(options: dict) -> None:
     assert [each.name for each in found.differences] == ["loss", *GRADS, *POSTERIOR]
     assert differing(found) == set()
     assert all(each.size > 0 for each in found.differences)
-    assert found.decisions == (f"tensors: {dense.CLOSED_FORM}",)
+    assert found.decisions == (f"tensors: {covariance.CLOSED_FORM}",)
 
 
 def test_size_is_that_of_the_quantity_itself() -> None:
@@ -61,12 +62,12 @@ def test_size_is_that_of_the_quantity_itself() -> None:
 
 
 def wrong_log_prob(factor: float) -> Callable:
-    right = dense.ClosedForm.log_prob
+    right = covariance.ClosedForm.log_prob
     return lambda self, *args: factor * right(self, *args)
 
 
 def test_wrong_loss_is_reported_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense.ClosedForm, "log_prob", wrong_log_prob(1 + 1e-3))
+    monkeypatch.setattr(covariance.ClosedForm, "log_prob", wrong_log_prob(1 + 1e-3))
     found = compare_all(a_gp())
     assert differing(found) == {"loss", *GRADS}
     for each in found.differences[: 1 + len(GRADS)]:
@@ -84,7 +85,7 @@ def test_wrong_posterior_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_number_that_only_one_way_has_is_an_infinite_difference(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense.ClosedForm, "log_prob", wrong_log_prob(value))
+    monkeypatch.setattr(covariance.ClosedForm, "log_prob", wrong_log_prob(value))
     assert compare_all(a_gp()).differences[0].absolute == math.inf
 
 
@@ -224,7 +225,7 @@ def test_likelihood_gets_what_it_needs_at_its_call(case: str) -> None:
     with use_torch_tensors(False):
         expected = -mll(model(*model.train_inputs), model.train_targets, *args, **kwargs)
     assert found.differences[0].size == expected.abs().item()
-    assert found.decisions == (f"tensors: {dense.CLOSED_FORM}",)
+    assert found.decisions == (f"tensors: {covariance.CLOSED_FORM}",)
 
 
 def test_what_comes_with_the_call_gets_no_gradient() -> None:

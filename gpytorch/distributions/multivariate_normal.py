@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from linear_operator import LinearOperator
 from torch import Tensor
 
-import gpytorch  # whose `dense` imports this module
+import gpytorch  # for what is not there yet while this is imported: kernels, and `dense`
 
 from .. import _internals, _upstream, settings
+from ..constraints.unconstrained import CONSTRAINTS
 
 _upstream.extend(__name__)
 
@@ -19,7 +21,7 @@ _upstream_log_prob = MultivariateNormal.log_prob  # noqa: F821
 def __init__(self, mean: Tensor, covariance_matrix: Tensor | LinearOperator, validate_args: bool = False):
     batch_shape = None
     if settings.use_torch_tensors.on() and not validate_args:
-        batch_shape = gpytorch.dense.unbroadcast_batch_shape(mean, covariance_matrix)
+        batch_shape = _unbroadcast_batch_shape(mean, covariance_matrix)
     if batch_shape is None:
         return _upstream_init(self, mean, covariance_matrix, validate_args)
     # What upstream sets, with no operator asked for its shape.
@@ -60,3 +62,33 @@ def log_prob(self, value: Tensor) -> Tensor:
     if self._validate_args:
         self._validate_sample(value)
     return log_prob_of_residual(value - self.loc)
+
+
+def _unbroadcast_batch_shape(mean: Tensor, covar: LinearOperator | Tensor) -> torch.Size | None:
+    """Return the batch shape of mean and covariance, where nothing in either needs to be broadcast.
+
+    :param mean: The mean (... x N).
+    :param covar: The covariance matrix (... x N x N).
+    :return: The batch shape, or None where it takes more than a look to know.
+    """
+    batch_shape = mean.shape[:-1]
+    if not isinstance(covar, LinearOperator):
+        return None
+    if type(covar) is not gpytorch.lazy.LazyEvaluatedKernelTensor:
+        return batch_shape if covar.shape[:-2] == batch_shape else None
+    if covar.x1 is not covar.x2 or covar.last_dim_is_batch or covar.x1.shape[:-2] != batch_shape:
+        return None
+    # One kernel for each of the batch, or one for all
+    is_known = _has_batch_shape(covar.kernel, batch_shape) or _has_batch_shape(covar.kernel, torch.Size())
+    return batch_shape if is_known else None
+
+
+def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
+    if isinstance(kernel, gpytorch.kernels.Kernel) and (
+        kernel._batch_shape != batch_shape or type(kernel).batch_shape is not gpytorch.kernels.Kernel.batch_shape
+    ):
+        return False
+    for child in kernel._modules.values():
+        if child is not None and type(child) not in CONSTRAINTS and not _has_batch_shape(child, batch_shape):
+            return False
+    return True

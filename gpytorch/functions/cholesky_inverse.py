@@ -11,8 +11,8 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.autograd import Function
 
-from ._transforms import is_transformed, is_vmapped
-from .stationary import add_product_
+from .._transforms import is_transformed, is_vmapped
+from ..closed_form.stationary import add_product_
 
 
 def _is_intels() -> bool:

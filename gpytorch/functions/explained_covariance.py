@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
+from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .kernel_covariance import grad_of_plain
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._transforms import is_differentiated_by_transforms, must_be_differentiable
+from .._transforms import is_differentiated_by_transforms, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky, safe_cholesky
 
 

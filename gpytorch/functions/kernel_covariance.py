@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._internals import is_graph_kept, will_execute
-from ._transforms import UntransformedFunction, below_autograd, must_be_differentiable
-from .kernel_matrix import Expression, KernelMatrix, Record, evaluate, plain
-from .parameters import Cotangents
-from .stationary import Rows
+from .._transforms import UntransformedFunction, below_autograd, must_be_differentiable
+from ..closed_form.matrix import Expression, KernelMatrix, Record, evaluate, plain
+from ..closed_form.parameters import Cotangents
+from ..closed_form.stationary import Rows
 
 
 class KernelCovariance(UntransformedFunction):

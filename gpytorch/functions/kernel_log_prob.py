@@ -18,14 +18,14 @@ from torch import Tensor
 
 from .. import settings
 from .._internals import is_graph_kept, multiplied
-from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
+from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
+from ..closed_form.matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
+from ..closed_form.parameters import Cotangents, Parameter
+from ..closed_form.stationary import add_product_
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
 from .inv_quad_logdet import as_columns, inv_quad_logdet
 from .kernel_covariance import grad_of_plain
-from .kernel_matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
 from .one_thread import on_one_thread
-from .parameters import Cotangents, Parameter
-from .stationary import add_product_
 
 _LOG_2_PI = math.log(2 * math.pi)
 

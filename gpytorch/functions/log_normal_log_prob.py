@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
+from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from .kernel_covariance import grad_of_plain
 
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .._internals import num_dispatch_modes
-from ._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
-from .bilinear import Bilinear
+from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
+from ..closed_form.bilinear import Bilinear
+from ..closed_form.matrix import Expression, KernelMatrix, Node, Record, plain
+from ..closed_form.parameters import Cotangents, Parameter
+from ..closed_form.stationary import BoundStationary, Stationary
 from .inv_quad_logdet import as_columns
 from .kernel_covariance import are_reached, grad_of_plain, no_leaves
-from .kernel_matrix import Expression, KernelMatrix, Node, Record, plain
-from .parameters import Cotangents, Parameter
-from .stationary import BoundStationary, Stationary
 
 # With fewer elements, to look for what is shared takes longer than to evaluate it.
 FEW = 2**14
@@ -76,7 +76,7 @@ class SharedRows:
 
     @cached_property
     def slopes(self) -> list[tuple[BoundStationary, Tensor, float, Tensor | None]]:
-        """See :meth:`~gpytorch.functions.kernel_matrix.KernelMatrix.slopes`."""
+        """See :meth:`~gpytorch.closed_form.matrix.KernelMatrix.slopes`."""
         return self.matrix.slopes(self.record)
 
 

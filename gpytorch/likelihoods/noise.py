@@ -9,11 +9,7 @@ from torch import Tensor
 from .. import _upstream
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..lookup import child
-from .gaussian_likelihood import (
-    FixedNoiseGaussianLikelihood,
-    GaussianLikelihood,
-    _GaussianLikelihoodBase,
-)
+from .gaussian_likelihood import FixedNoiseGaussianLikelihood, GaussianLikelihood, _GaussianLikelihoodBase
 from .hadamard_gaussian_likelihood import HadamardGaussianLikelihood, _check_task_indices
 from .likelihood import Likelihood
 from .noise_models import Noise, _HomoskedasticNoiseBase

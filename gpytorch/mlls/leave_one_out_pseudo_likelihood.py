@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from .. import _upstream, settings
-from ..dense import closed_form_marginal
 from ..distributions import MultivariateNormal
 from ..functions.cholesky_inverse import psd_inverse
+from .exact_marginal_log_likelihood import closed_form_marginal
 
 _upstream.extend(__name__)
 

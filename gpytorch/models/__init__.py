@@ -3,5 +3,3 @@
 from .. import _upstream
 
 _upstream.extend(__name__)
-
-from . import posterior_covariance  # noqa: E402, F401 (for what it replaces)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..functions.shared_rows import SharedRowsOfModel, num_shared, shared_product
 
 if TYPE_CHECKING:
-    from ..dense import ClosedForm, Evaluated  # which imports this package
-    from ..kernels.expression import Terms
+    from ..closed_form.covariance import ClosedForm
+    from ..closed_form.kernels import Terms
+    from .unevaluated import Evaluated
 
 # Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
 BLOCK_ELEMENTS = 2**22

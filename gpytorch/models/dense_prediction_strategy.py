@@ -13,11 +13,13 @@ from torch import Tensor
 
 from .. import _upstream, settings
 from .._internals import is_wrapped, memoized_arguments
+from .._transforms import is_transformed
+from ..closed_form.covariance import ClosedForm, ClosedFormPrior, closed_form
 from ..constraints.unconstrained import CONSTRAINTS
-from ..dense import ClosedForm, ClosedFormPrior, closed_form, factorize, is_dense, note, unevaluated
+from ..dense import factorize, is_dense, note
 from ..distributions import MultivariateNormal
-from ..functions._transforms import is_transformed
 from ..functions.shared_rows import SharedRowsOfModel
+from ..kernels.kernel import Kernel
 from ..likelihoods.noise import marginal_noise
 from ..likelihoods.noise_models import FixedGaussianNoise
 from ..utils.memoize import add_to_cache, cached, clear_cache_hook, pop_from_cache
@@ -27,6 +29,9 @@ from .cross_covariance import CrossCovariance
 from .exact_prediction_strategies import DefaultPredictionStrategy
 from .fantasies import fantasy_covariances, fantasy_noise, reason_for_upstream
 from .posterior_covariance import PosteriorCovariance
+from .unevaluated import unevaluated
+
+_upstream_prediction_strategy = Kernel.prediction_strategy
 
 # What a saved strategy does without
 _CACHES = {"_memoize_cache", "_shared_rows"}
@@ -264,6 +269,18 @@ def _state(parameter: Tensor, is_readable: bool) -> int | bytes | str:
         return parameter.numpy(force=True).tobytes()
     # Tensors of `torch.inference_mode` count no versions either.
     return str(parameter.tolist()) if parameter.is_inference() else parameter._version
+
+
+@_upstream.replaces(Kernel)
+def prediction_strategy(
+    self, train_inputs: list[Tensor], train_prior_dist: MultivariateNormal, train_labels: Tensor, likelihood: Any
+) -> DefaultPredictionStrategy:
+    strategy = None
+    if settings.use_torch_tensors.on():
+        strategy = dense_prediction_strategy(train_inputs, train_prior_dist, train_labels, likelihood)
+    if strategy is None:
+        return _upstream_prediction_strategy(self, train_inputs, train_prior_dist, train_labels, likelihood)
+    return strategy
 
 
 def dense_prediction_strategy(

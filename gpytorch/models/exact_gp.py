@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gpytorch  # whose `dense` imports this package
+import gpytorch  # for what is not there yet while this is imported: kernels, and their closed forms
 
 from .. import _upstream, settings
 from ..distributions import MultivariateNormal
@@ -87,11 +87,11 @@ def _test_prior(
         # A view, so that the matrix is not one of the training inputs with themselves: its rows are to be taken apart
         # from its columns.
         columns = columns.view_as(columns)
-    cross_covar = gpytorch.dense.closed_form_of(test_covar.kernel, test_covar.x1, columns)
+    cross_covar = gpytorch.closed_form.covariance.closed_form_of(test_covar.kernel, test_covar.x1, columns)
     if cross_covar is None:
         cross_covar = LazyEvaluatedKernelTensor(test_covar.x1, columns, kernel=test_covar.kernel)
     else:
-        test_covar = gpytorch.dense.ClosedFormPrior(cross_covar)
+        test_covar = gpytorch.closed_form.covariance.ClosedFormPrior(cross_covar)
     batch_shape = prior.batch_shape
     if train_prior_dist.batch_shape not in (batch_shape, ()):
         batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)

@@ -9,15 +9,15 @@ from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from .. import settings
-from ..dense import unevaluated
+from .._transforms import is_transformed
+from ..closed_form.parameters import Parameter
 from ..distributions import MultivariateNormal
-from ..functions._transforms import is_transformed
 from ..functions.kernel_log_prob import add_diagonal
-from ..functions.parameters import Parameter
 from ..kernels.kernel import Kernel
 from ..lazy import LazyEvaluatedKernelTensor
 from ..likelihoods.likelihood import Likelihood
 from ..likelihoods.noise import marginal_noise
+from .unevaluated import unevaluated
 
 
 def reason_for_upstream(

@@ -19,14 +19,15 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from .. import _upstream
-from ..functions._transforms import is_transformed
+from .._transforms import is_transformed
 from ..functions.explained_covariance import explained_covariance
 from ..utils.memoize import add_to_cache, cached
 from .cholesky_factor import CholeskyFactor
 from .cross_covariance import CrossCovariance, EvaluatedRows
 
 if TYPE_CHECKING:
-    from ..dense import ClosedFormPrior, Evaluated  # which imports this package
+    from ..closed_form.covariance import ClosedFormPrior
+    from .unevaluated import Evaluated
 
 _upstream_diag_matmul, _upstream_cat_matmul = DiagLinearOperator.matmul, CatLinearOperator.matmul
 _upstream_added_diag_matmul = AddedDiagLinearOperator.matmul

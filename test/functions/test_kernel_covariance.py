@@ -9,12 +9,12 @@ import mpmath
 import pytest
 import torch
 from both_ways import assert_near, compare, evaluate, inputs, routes, scatter
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpytorch import kernels as k
+from gpytorch.closed_form import differences
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.functions import differences
-from gpytorch.kernels import Kernel
 
 NONE = torch.Size([])
 LEAVES: dict[str, Callable[..., Kernel]] = {

@@ -14,6 +14,7 @@ from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolu
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize
 from botorch.sampling import SobolQMCNormalSampler
+from gpytorch.kernels import Kernel
 from linear_operator.operators import (
     BlockDiagLinearOperator,
     CatLinearOperator,
@@ -24,10 +25,9 @@ from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch import likelihoods, means, settings
+from gpytorch.closed_form.matrix import KernelMatrix
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.functions import shared_rows
-from gpytorch.functions.kernel_matrix import KernelMatrix
-from gpytorch.kernels import Kernel
 from gpytorch.models import cross_covariance
 from gpytorch.models.cholesky_factor import CholeskyFactor
 from gpytorch.models.posterior_covariance import Conditional

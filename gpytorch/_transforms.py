@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import _internals
-from ..settings import trace_mode
+from . import _internals
+from .settings import trace_mode
 
 
 class UntransformedFunction(Function):

@@ -18,22 +18,22 @@ from torch import Tensor
 
 from .. import _upstream, settings
 from ..constraints.unconstrained import Unconstrained, unconstrained
-from ..functions.bilinear import Bilinear, indicators
-from ..functions.given import Given
-from ..functions.kernel_matrix import Node, Step, scaled
-from ..functions.parameters import Parameter
-from ..functions.profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
-from ..functions.stationary import Stationary
+from ..kernels.constant_kernel import ConstantKernel
+from ..kernels.index_kernel import IndexKernel
+from ..kernels.kernel import AdditiveKernel, Kernel, ProductKernel
+from ..kernels.linear_kernel import LinearKernel
+from ..kernels.matern_kernel import MaternKernel
+from ..kernels.periodic_kernel import PeriodicKernel
+from ..kernels.rbf_kernel import RBFKernel
+from ..kernels.rq_kernel import RQKernel
+from ..kernels.scale_kernel import ScaleKernel
 from ..lookup import child
-from .constant_kernel import ConstantKernel
-from .index_kernel import IndexKernel
-from .kernel import AdditiveKernel, Kernel, ProductKernel
-from .linear_kernel import LinearKernel
-from .matern_kernel import MaternKernel
-from .periodic_kernel import PeriodicKernel
-from .rbf_kernel import RBFKernel
-from .rq_kernel import RQKernel
-from .scale_kernel import ScaleKernel
+from .bilinear import Bilinear, indicators
+from .given import Given
+from .matrix import Node, Step, scaled
+from .parameters import Parameter
+from .profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
+from .stationary import Stationary
 
 
 class Terms:

@@ -13,9 +13,9 @@ from linear_operator.operators import (
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
-import gpytorch  # whose `dense` imports this package
-
 from .. import _upstream, beta_features, settings
+from ..closed_form.covariance import without_noise
+from ..dense import inherits_factorization, structured
 
 _upstream_cholesky = LinearOperator._cholesky
 _upstream_product_init = MulLinearOperator.__init__
@@ -32,9 +32,9 @@ def _cholesky(self, upper: bool | None = False) -> TriangularLinearOperator:
     if settings.use_torch_tensors.off() or is_in_pieces or self.size(-1) == 1:
         return _upstream_cholesky(self, upper)
     # Asked of what noise is added to, whose evaluation is kept. The sum is made anew each time.
-    covar, _ = gpytorch.dense.without_noise(self)
-    is_dense = gpytorch.dense.inherits_factorization(covar)
-    if not is_dense or gpytorch.dense.structured(covar.evaluate_kernel()) is not None:
+    covar, _ = without_noise(self)
+    is_dense = inherits_factorization(covar)
+    if not is_dense or structured(covar.evaluate_kernel()) is not None:
         return _upstream_cholesky(self, upper)
     return TriangularLinearOperator(psd_safe_cholesky(self.evaluate_kernel().to_dense(), upper=upper), upper=upper)
 

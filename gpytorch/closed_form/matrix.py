@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._transforms import below_autograd
+from .._transforms import below_autograd
 from .bilinear import Bilinear
 from .given import Given
 from .parameters import Cotangents, Parameter

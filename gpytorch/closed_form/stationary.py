@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._transforms import is_differentiated_by_transforms
 from . import differences
-from ._transforms import is_differentiated_by_transforms
 from .parameters import Cotangents, Parameter
 from .profiles import TINY, Profile
 
@@ -30,7 +30,7 @@ class Stationary:
 
     Distances do not depend on the origin :math:`\mathbf c`, nor do gradients; their rounding does.
 
-    :param profile: The kernel's :class:`~gpytorch.functions.profiles.Profile`.
+    :param profile: The kernel's :class:`~gpytorch.closed_form.profiles.Profile`.
     :param rows: Where the inputs of the rows stand among the tensors (... x N x D).
     :param cols: Where those of the columns stand (... x M x D); `rows` for the covariance of inputs with themselves.
     :param lengthscale: The lengthscale :math:`\ell` (... x 1 x D or ... x 1 x 1), if there is one.

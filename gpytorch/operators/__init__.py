@@ -1,0 +1,1 @@
+"""What replaces methods of linear_operator's."""
