@@ -1,4 +1,7 @@
-"""Which of torch's program transformations are at work around a call."""
+"""Asks whether `torch.func`, forward-mode AD or `torch.compile` is at work around a call.
+
+Every hand-written backward does, since it serves none of them.
+"""
 
 from __future__ import annotations
 

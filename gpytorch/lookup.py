@@ -1,4 +1,7 @@
-"""Children of modules, looked up where torch keeps them."""
+"""Looks a submodule of a module up in its `_modules`.
+
+The losses, kernels and likelihoods ask for theirs at every step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Modules that are walked through without names, and left alone where a call changes nothing."""
+"""What GPyTorch does with modules at every step.
+
+It sets gradients to None, changes between training and evaluation, finds attributes, converts dtype and device.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the covariance matrix of a kernel is, before it is evaluated and while it is."""
+"""The covariance matrix of a kernel as an expression: written down, evaluated, and differentiated."""

@@ -1,4 +1,7 @@
-r"""Covariance matrices that are bilinear in features of the points, such as their labels, a block at a time."""
+"""The leaf for matrices A B A'^T of features of the points.
+
+Such features are the labels of tasks, the inputs of a linear kernel, and a constant.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The squared differences of a few points, and the points of many less their mean."""
+"""Squared differences of coordinates, for few points, and centered inputs, for many.
+
+Stationary kernels are made of them.
+"""
 
 from __future__ import annotations
 

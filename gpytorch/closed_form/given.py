@@ -1,4 +1,7 @@
-r"""Covariance matrices that are tensors already, among others that are evaluated."""
+"""The leaf for a matrix that a kernel's own `forward` has evaluated.
+
+Its cotangent goes on into that kernel by autograd.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors that a covariance matrix is made of, and the cotangents that come back to them."""
+"""How a hyperparameter comes from a raw parameter of the model, and where the cotangents of both are summed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How stationary kernels fall off with distance."""
+"""The formulas of the stationary kernels: k as a function of the distance, and its derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a few sets of points are asked for again and again: those of a training, at every step and prediction."""
+"""Keeps what was computed from training inputs for the next step or prediction, which has the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Covariance matrices of stationary kernels and their gradients, a block at a time."""
+"""The leaf for stationary kernels: a block of the matrix, and the way back to lengthscale, shape, scale and inputs."""
 
 from __future__ import annotations
 

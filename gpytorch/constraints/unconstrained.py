@@ -1,4 +1,5 @@
-"""Parameters before their constraint is applied."""
+"""Reads a parameter as the raw tensor and the constraint to be applied to it, so that a kernel's gradient goes
+through both at once."""
 
 from __future__ import annotations
 

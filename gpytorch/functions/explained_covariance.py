@@ -1,4 +1,4 @@
-r"""What training data explain of a prior covariance, with a gradient in closed form."""
+"""K(*, X) K(X, X)^-1 K(X, *), which a posterior covariance is the prior's less of, as one autograd node."""
 
 from __future__ import annotations
 

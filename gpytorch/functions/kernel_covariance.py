@@ -1,4 +1,7 @@
-r"""The covariance matrix of a kernel as a tensor, with a gradient in closed form."""
+"""A kernel's covariance matrix as a tensor with a closed-form gradient.
+
+Predictions ask for it, and losses that read the matrix.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log densities of log normal distributions, and their sum with a gradient in closed form."""
+"""The log densities of log normal priors, summed in one autograd node. The marginal log likelihood adds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-r"""Products with the covariance of points that are the same in a whole batch, whose kernel is evaluated once."""
+"""Products with the rows of a covariance that belong to points which are the same in a whole batch: evaluated once
+for all.
+
+Predictions of BoTorch's acquisition functions have such points, those observed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The covariance that a kernel has not evaluated yet, made in few steps, which `torch.compile` can trace."""
+"""Makes the covariance that a kernel has not evaluated yet, in fewer steps than upstream, and such that
+`torch.compile` can trace it."""
 
 from __future__ import annotations
 

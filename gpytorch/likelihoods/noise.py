@@ -1,4 +1,7 @@
-"""The noise that a Gaussian likelihood adds, as a tensor."""
+"""The noise that a Gaussian likelihood adds to the diagonal, as a raw parameter where there is one.
+
+Losses and strategies ask for it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The constant mean, looked up and expanded in few steps."""
+"""The constant mean, in fewer steps than upstream.
+
+Its value is a view of the parameter, by which predictions know it.
+"""
 
 from __future__ import annotations
 

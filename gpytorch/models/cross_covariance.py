@@ -1,4 +1,4 @@
-r"""The covariance of test points with the training points, of which no more is kept than is needed."""
+"""The covariance of test points with the training points, asked for rows and products. The strategy makes it."""
 
 from __future__ import annotations
 

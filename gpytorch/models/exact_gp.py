@@ -1,4 +1,5 @@
-"""The prior at test points, with no covariance evaluated before it is read."""
+"""The prior at test points, unevaluated, for the prediction strategy on tensors; and a call that compiles in one
+graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The covariances that new observations bring to an exact GP, or why they are left to upstream."""
+"""The covariances of new observations with the training data and with each other, or the reason why upstream computes
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The prior at training and test points together, taken apart without being evaluated."""
+"""Takes the prior at training and test points apart into those of a prediction, without evaluating it.
+
+Before GPyTorch 1.15.2 every prediction comes by here; later, those of models whose mean looks at all points.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The Cholesky factor of an operator, in the memory that LAPACK left it in, and its product as a tensor's."""
+"""The Cholesky factor of a dense operator, left in the memory and the order in which LAPACK returns it, and its
+products."""
 
 from __future__ import annotations
 

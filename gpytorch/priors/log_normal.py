@@ -1,4 +1,4 @@
-"""What a log normal prior's density is made of."""
+"""The location and the scale of a log normal prior as tensors, for its density and for the sum of several."""
 
 from __future__ import annotations
 

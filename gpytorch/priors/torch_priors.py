@@ -1,4 +1,5 @@
-"""The log normal prior, which every BoTorch model has two of, in one formula."""
+"""The density of the log normal prior, which every BoTorch model has two of, as one formula in place of a transformed
+one."""
 
 from __future__ import annotations
 

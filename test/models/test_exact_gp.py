@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch import likelihoods, means, settings
-from gpytorch.dense import ClosedFormPrior
+from gpytorch.closed_form.covariance import ClosedFormPrior
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP, cross_covariance
