@@ -2,4 +2,4 @@
 
 from . import _upstream
 
-_upstream.lay_over(__name__)
+_upstream.lay_over(__name__, "operators.cholesky", "models.dense_prediction_strategy")

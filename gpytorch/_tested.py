@@ -11,6 +11,7 @@ SOURCES: dict[str, list[str]] = {
     "gpytorch.distributions.multivariate_normal:MultivariateNormal.__init__": ["6da68eb3e05d7fbc", "968e6854c5622b61"],
     "gpytorch.distributions.multivariate_normal:MultivariateNormal.log_prob": ["3a4d17b7f1bac66f"],
     "gpytorch.kernels.constant_kernel:ConstantKernel.forward": ["654c84c28a7768a2", "6c52bd008f8582ca"],
+    "gpytorch.kernels.cosine_kernel:CosineKernel.forward": ["60cc042a401caaaf"],
     "gpytorch.kernels.index_kernel:IndexKernel.forward": ["b02851ba563f2b9b"],
     "gpytorch.kernels.kernel:AdditiveKernel.forward": ["b2c1f829c268922f", "fcd4e412d11f7090"],
     "gpytorch.kernels.kernel:Kernel.__call__": ["3ceae6001b1d3796", "54377a5c8163a72d"],

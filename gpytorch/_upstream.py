@@ -36,9 +36,6 @@ _HERE = Path(__file__).resolve().parent
 _REQUIREMENT = "gpytorch>={},<={}".format(*SUPPORTED)
 _TESTED = "this overlay was tested with {} to {}".format(*SUPPORTED)
 
-# What replaces methods and has no namesake in the installed package that would import it
-_ROOMS = ("operators.cholesky", "models.dense_prediction_strategy")
-
 _replacements: list[tuple[type, str, Callable]] = []
 #: The functions that are replaced or stood for, as in :data:`gpytorch._tested.SOURCES`.
 checked: set[str] = set()
@@ -103,12 +100,13 @@ def is_patch(version: str | None) -> bool:
     return version is not None and version.split(".")[:2] == SUPPORTED[1].split(".")[:2]
 
 
-def lay_over(package: str) -> None:
+def lay_over(package: str, *rooms: str) -> None:
     """Lay the overlay's top-level `package` over the installed one, and run the installed one in its namespace.
 
     The flag exists whether or not the overlay takes effect, so that a script which sets it goes on working.
 
     :param package: The name of the package: "gpytorch".
+    :param rooms: Modules that replace methods and have no namesake in the installed package, which would import it.
     """
     path = sys.modules[package].__path__
     path[:] = [str(_HERE), str(_ROOT)]
@@ -128,7 +126,7 @@ def lay_over(package: str) -> None:
         path.remove(str(_HERE))
     _run(_ROOT / "__init__.py", package)
     if not misfit:
-        for room in _ROOMS:
+        for room in rooms:
             import_module(f"{package}.{room}")
         misfit = install()
     if misfit:

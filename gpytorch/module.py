@@ -1,6 +1,6 @@
 """What GPyTorch does with modules at every step.
 
-It sets gradients to None, changes between training and evaluation, finds attributes, converts dtype and device.
+It sets gradients to None, changes between training and evaluation, and converts dtype and device.
 """
 
 from __future__ import annotations

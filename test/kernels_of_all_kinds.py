@@ -98,7 +98,7 @@ DENSE: dict[str, tuple[Callable[[torch.Size], Kernel], Callable[..., Tensor], st
         GIVEN,
     ),
     "polynomial": (lambda s: k.ScaleKernel(k.PolynomialKernel(2, batch_shape=s), batch_shape=s), points, GIVEN),
-    "cosine": (lambda s: k.CosineKernel(active_dims=[0], batch_shape=s), points, GIVEN),
+    "cosine": (lambda s: k.CosineKernel(active_dims=[0], batch_shape=s), points, CLOSED),
     "piecewise polynomial": (lambda s: k.PiecewisePolynomialKernel(2, batch_shape=s), points, GIVEN),
     "spectral mixture": (lambda s: k.SpectralMixtureKernel(2, D, batch_shape=s), points, GIVEN),
     "arc": (

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 from both_ways import compare_step, exact_gp, inputs, routes
-from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import CatLinearOperator, KernelLinearOperator
 from torch import Tensor
 
 from gpytorch import dense, kernels, settings
 from gpytorch.mlls import MarginalLogLikelihood
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from gpytorch.settings import use_torch_tensors
 
 N, D = 40, 2

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import _upstream, settings
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..kernels.constant_kernel import ConstantKernel
+from ..kernels.cosine_kernel import CosineKernel
 from ..kernels.index_kernel import IndexKernel
 from ..kernels.kernel import AdditiveKernel, Kernel, ProductKernel
 from ..kernels.linear_kernel import LinearKernel
@@ -32,7 +33,7 @@ from .bilinear import Bilinear, indicators
 from .given import Given
 from .matrix import Node, Step, scaled
 from .parameters import Parameter
-from .profiles import MATERN, RATIONAL_QUADRATIC, RBF, Profile
+from .profiles import COSINE, MATERN, RATIONAL_QUADRATIC, RBF, Profile
 from .stationary import Stationary
 
 
@@ -198,7 +199,12 @@ def is_never_held(covar: LinearOperator) -> bool:
 def _stationary(
     profile: Profile, kernel: Kernel, x1: Tensor, x2: Tensor, terms: Terms, alpha: Tensor | None = None
 ) -> bool:
-    own = unconstrained(kernel, "lengthscale", Kernel)
+    return _write_stationary(profile, unconstrained(kernel, "lengthscale", Kernel), x1, x2, terms, alpha)
+
+
+def _write_stationary(
+    profile: Profile, own: Unconstrained, x1: Tensor, x2: Tensor, terms: Terms, alpha: Tensor | None = None
+) -> bool:
     if own[0].dim() > 1 and own[0].size(-2) != 1:
         return False  # a lengthscale of a user's own, for each point another
     rows, cols = terms.add_inputs(x1, x2)
@@ -210,6 +216,10 @@ def _stationary(
 
 def _matern(kernel: MaternKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     return _stationary(MATERN[kernel.nu], kernel, x1, x2, terms)
+
+
+def _cosine(kernel: CosineKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
+    return _write_stationary(COSINE, unconstrained(kernel, "period_length", CosineKernel), x1, x2, terms)
 
 
 def _rational_quadratic(kernel: RQKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
@@ -294,6 +304,7 @@ _WRITERS: dict[Callable, Callable] = {
     MaternKernel.forward: _matern,
     RQKernel.forward: _rational_quadratic,
     PeriodicKernel.forward: _periodic,
+    CosineKernel.forward: _cosine,
     IndexKernel.forward: _index,
     LinearKernel.forward: _linear,
     ConstantKernel.forward: _constant,

@@ -45,6 +45,11 @@ def _matern52(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
     return torch.addcmul(slope, u.square_(), exp, value=1 / 3), slope, -5 / 6
 
 
+def _cosine(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
+    slope = torch.sinc(r)
+    return r.mul_(math.pi).cos_(), slope, -0.5 * math.pi**2
+
+
 def _rational_quadratic(h: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float]:
     base = h.div_(-alpha).add_(1)
     slope = base.pow(-alpha - 1)
@@ -102,6 +107,7 @@ MATERN = {
     1.5: Profile(_matern32, _plain_matern32, of_distance=True),
     2.5: Profile(_matern52, _plain_matern52, of_distance=True),
 }
+COSINE = Profile(_cosine, lambda r, shape: torch.cos(math.pi * r), of_distance=True)
 RATIONAL_QUADRATIC = Profile(
     _rational_quadratic,
     lambda r2, alpha: (1 + r2 / (2 * alpha)).pow(-alpha),

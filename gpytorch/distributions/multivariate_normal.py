@@ -9,7 +9,7 @@ from torch import Tensor
 import gpytorch  # for what is not there yet while this is imported: kernels, and `dense`
 
 from .. import _internals, _upstream, settings
-from ..constraints.unconstrained import CONSTRAINTS
+from ..constraints import unconstrained
 
 _upstream.extend(__name__)
 
@@ -89,6 +89,10 @@ def _has_batch_shape(kernel: torch.nn.Module, batch_shape: torch.Size) -> bool:
     ):
         return False
     for child in kernel._modules.values():
-        if child is not None and type(child) not in CONSTRAINTS and not _has_batch_shape(child, batch_shape):
+        if (
+            child is not None
+            and type(child) not in unconstrained.CONSTRAINTS
+            and not _has_batch_shape(child, batch_shape)
+        ):
             return False
     return True

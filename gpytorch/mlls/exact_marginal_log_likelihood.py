@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import _upstream, settings
-from ..closed_form.covariance import ClosedForm
 from ..constraints import unconstrained
-from ..dense import note, uses_cholesky, written
 from ..distributions import MultivariateNormal
 from ..functions.log_normal_log_prob import sum_of_log_normals
-from ..likelihoods.likelihood import Likelihood
-from ..likelihoods.noise import marginal_noise
 from ..lookup import child
 from ..module import Module
 from ..priors import LogNormalPrior, Prior
 from ..priors.log_normal import log_normal_arguments
+from .marginal import closed_form_marginal
 
 _upstream.extend(__name__)
 
@@ -104,33 +101,3 @@ def _collect_terms(module: torch.nn.Module, priors: list[tuple], added_loss_term
     for part in dict.fromkeys(children) if len(children) > 1 else children:
         if part is not None and type(part) not in unconstrained.CONSTRAINTS:
             _collect_terms(part, priors, added_loss_terms)
-
-
-def closed_form_marginal(
-    likelihood: Likelihood, function_dist: MultivariateNormal, params: tuple, kwargs: dict
-) -> ClosedForm | None:
-    """Return the covariance of the observations, where it can be had without an operator.
-
-    :param likelihood: The likelihood.
-    :param function_dist: The prior at the training inputs.
-    :param params: What the likelihood is called with after the distribution.
-    :param kwargs: The same, by keyword.
-    """
-    if (
-        not isinstance(function_dist, MultivariateNormal)
-        or type(function_dist).log_prob is not MultivariateNormal.log_prob
-        or function_dist._validate_args
-        or settings.observation_nan_policy.value() != "ignore"
-        or not function_dist.islazy
-        or not uses_cholesky(function_dist.loc.size(-1))
-    ):
-        return None
-    noise = marginal_noise(likelihood, function_dist.loc.shape, params, kwargs)
-    form = None if noise is None else written(function_dist._covar, function_dist.batch_shape)
-    if not isinstance(form, ClosedForm):
-        return None
-    form.add_noise(noise)
-    if form.batch_shape != function_dist.batch_shape:
-        return None
-    note(True, form.reason)
-    return form

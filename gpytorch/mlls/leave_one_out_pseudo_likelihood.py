@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _upstream, settings
 from ..distributions import MultivariateNormal
 from ..functions.cholesky_inverse import psd_inverse
-from .exact_marginal_log_likelihood import closed_form_marginal
+from .marginal import closed_form_marginal
 
 _upstream.extend(__name__)
 

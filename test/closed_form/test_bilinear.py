@@ -9,11 +9,11 @@ import pytest
 import torch
 from both_ways import assert_near, compare_step, evaluate, exact_gp, inputs, loss, routes, scatter
 from botorch.models.kernels.positive_index import PositiveIndexKernel
-from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch.closed_form import matrix as kernel_matrix
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import HadamardGaussianLikelihood
 from gpytorch.settings import use_torch_tensors
 

@@ -7,7 +7,6 @@ import logging
 import pytest
 import torch
 from both_ways import assert_near, compare_step, exact_gp, goes_by_call, inputs, loss, routes
-from gpytorch.kernels import Kernel
 from kernels_of_all_kinds import DENSE, OfAUser, WithNetwork, points
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from gpytorch import kernels as k
 from gpytorch.closed_form import matrix as kernel_matrix
 from gpytorch.functions import kernel_log_prob
+from gpytorch.kernels import Kernel
 from gpytorch.mlls import LeaveOneOutPseudoLikelihood, MarginalLogLikelihood
 from gpytorch.settings import use_torch_tensors
 

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from both_ways import compare_step, exact_gp, inputs
-from gpytorch.kernels import RBFKernel, ScaleKernel
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from gpytorch.closed_form.differences import centered, squared_differences
 from gpytorch.closed_form.remembered import NUM_KEPT, remembered
+from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.settings import use_torch_tensors
 
 

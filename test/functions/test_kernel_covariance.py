@@ -9,12 +9,12 @@ import mpmath
 import pytest
 import torch
 from both_ways import assert_near, compare, evaluate, inputs, routes, scatter
-from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpytorch import kernels as k
 from gpytorch.closed_form import differences
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
 
 NONE = torch.Size([])
 LEAVES: dict[str, Callable[..., Kernel]] = {
@@ -45,6 +45,7 @@ COMPOSITIONS: dict[str, Callable[[torch.Size], Kernel]] = {
         scaled(k.RBFKernel(active_dims=[0, 2], batch_shape=b))
         + scaled(k.PeriodicKernel(active_dims=[1], batch_shape=b)) * k.RQKernel(active_dims=[2, 1], batch_shape=b)
     ),
+    "cosine": lambda b: scaled(k.CosineKernel(active_dims=[0], batch_shape=b)) + k.MaternKernel(1.5, batch_shape=b),
     "scale of a scale": lambda b: scaled(scaled(k.RBFKernel(batch_shape=b))),
 }
 

@@ -26,17 +26,17 @@ from both_ways import (
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
-from gpytorch.beta_features import checkpoint_kernel
-from gpytorch.kernels import Kernel
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 from gpytorch import dense, likelihoods, means, priors, settings
 from gpytorch import kernels as k
+from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.closed_form import matrix as kernel_matrix
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.functions import kernel_log_prob
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood
 from gpytorch.mlls import AddedLossTerm, ExactMarginalLogLikelihood, MarginalLogLikelihood, SumMarginalLogLikelihood
 from gpytorch.models import ExactGP, IndependentModelList

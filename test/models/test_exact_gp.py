@@ -14,7 +14,6 @@ from both_ways import GP, assert_near, both, exact_gp, inputs, routes, scatter, 
 from botorch.models import MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize, Standardize
 from botorch.sampling import SobolQMCNormalSampler
-from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import DiagLinearOperator, LinearOperator
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP, cross_covariance
 from gpytorch.models.dense_prediction_strategy import DensePredictionStrategy
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from gpytorch.models.posterior_covariance import Conditional, PosteriorCovariance
 from gpytorch.settings import use_torch_tensors
 

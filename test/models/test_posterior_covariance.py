@@ -14,7 +14,6 @@ from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolu
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
 from botorch.models.transforms import Normalize
 from botorch.sampling import SobolQMCNormalSampler
-from gpytorch.kernels import Kernel
 from linear_operator.operators import (
     BlockDiagLinearOperator,
     CatLinearOperator,
@@ -28,6 +27,7 @@ from gpytorch import likelihoods, means, settings
 from gpytorch.closed_form.matrix import KernelMatrix
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.functions import shared_rows
+from gpytorch.kernels import Kernel
 from gpytorch.models import cross_covariance
 from gpytorch.models.cholesky_factor import CholeskyFactor
 from gpytorch.models.posterior_covariance import Conditional

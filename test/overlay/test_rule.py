@@ -62,6 +62,10 @@ STAND_IN = {
 OVERLAY = {
     "_internals.py": "missing = []\n",
     "_tested.py": "SOURCES = {}\n",
+    "operators/__init__.py": "",
+    "operators/cholesky.py": "",
+    "models/__init__.py": "",
+    "models/dense_prediction_strategy.py": "",
     "distributions/__init__.py": "from .. import _upstream\n_upstream.extend(__name__)\n",
     "distributions/normal.py": '''
         from .. import _upstream
