@@ -1,30 +1,32 @@
-"""The README's tables and pictures, made from the recorded results.
+"""The tables and pictures of README.md and of the pages of the folders, made from the recorded results.
 
 Between ``<!-- results:train dtype=float64 kernel=rbf -->`` and ``<!-- /results -->`` stand the tables that
 ``benchmarks/results/train.json`` makes, of the rows whose case or machine has these values; with the word ``pictures``
 in the marker, the pictures instead. ``device=cuda`` and the like pick the machine, ``mode=later_call`` the row's mode.
 
-Between ``<!-- stacks -->`` and ``<!-- /stacks -->`` stand the releases that the suites ran on.
+Between ``<!-- gains -->`` and ``<!-- /gains -->`` stands what a user gains, and between ``<!-- stacks -->`` and
+``<!-- /stacks -->`` the releases that the suites ran on.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import record, stacks
+from . import gains, record, stacks
 from .machine import ROOT
 from .options import InputError
 from .row import Case, Row
 from .show import markdown_table, say
 
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "gpytorch" / "README.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
 MARKED = re.compile(r"(<!-- results:(\w+)((?: [\w=]+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
-STACKS = re.compile(r"(<!-- stacks -->\n).*?(<!-- /stacks -->)", re.DOTALL)
+SUMMARY = re.compile(r"(<!-- (gains|stacks) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = ROOT) -> str:
@@ -40,10 +42,13 @@ def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = RO
         start, question, words, end = match.groups()
         return f"{start}\n{_content(question, words.split(), drawings, results, root)}\n\n{end}"
 
-    def fill_stacks(match: re.Match) -> str:
-        return f"{match[1]}\n{markdown_table(stacks.table(stacks.read(results / 'stacks.json')))}\n\n{match[2]}"
+    def fill_summary(match: re.Match) -> str:
+        start, name, end = match.groups()
+        if name == "gains":
+            return f"{start}\n{gains.text(results)}\n\n{end}"
+        return f"{start}\n{markdown_table(stacks.table(stacks.read(results / 'stacks.json')))}\n\n{end}"
 
-    return STACKS.sub(fill_stacks, MARKED.sub(fill, text))
+    return SUMMARY.sub(fill_summary, MARKED.sub(fill, text))
 
 
 def _content(question: str, words: list[str], drawings: Path, results: Path, root: Path) -> str:
@@ -59,7 +64,7 @@ def _content(question: str, words: list[str], drawings: Path, results: Path, roo
     if not rows:
         raise InputError(f"README.md asks for {question} {' '.join(words)}, and no such results are recorded.")
     if "pictures" in words:
-        folder = results.relative_to(root)
+        folder = Path(os.path.relpath(results, root))
         return "\n\n".join(f"![]({(folder / path.name).as_posix()})" for path in module.pictures(rows, drawings))
     remarks = module.remarks(rows) if hasattr(module, "remarks") else []
     return "\n\n".join([*(markdown_table(table) for table in module.tables(rows)), *remarks])
@@ -71,21 +76,21 @@ def _meets(row: Row, conditions: dict[str, str]) -> bool:
 
 
 def update(check: bool) -> int:
-    """Write the recorded results into README.md, or, with `check`, only say whether they stand there already.
+    """Write the recorded results into the pages, or, with `check`, only say whether they stand there already.
 
-    :return: The exit status: 1 if `check` found the README out of date.
+    :return: The exit status: 1 if `check` found a page out of date.
     """
-    if not README.exists():
-        raise InputError(f"There is no {README.name} to write results into.")
-    text = README.read_text()
-    if not MARKED.search(text):
-        say("README.md has no markers (<!-- results:QUESTION --> ... <!-- /results -->): nothing to do.")
-        return 0
-    if check:
+    status = 0
+    for page in PAGES:
+        if not page.exists():
+            raise InputError(f"There is no {page.name} to write results into.")
+        text, name = page.read_text(), page.relative_to(PAGES[0].parent)
         with TemporaryDirectory() as folder:
-            new = rendered(text, Path(folder))
-        say("README.md and the results agree." if new == text else "README.md differs from the recorded results.")
-        return int(new != text)
-    README.write_text(rendered(text, RESULTS))
-    say("README.md is up to date.")
-    return 0
+            new = rendered(text, Path(folder) if check else RESULTS, root=page.parent)
+        if check:
+            say(f"{name} and the results agree." if new == text else f"{name} differs from the recorded results.")
+            status |= new != text
+        else:
+            page.write_text(new)
+            say(f"{name} is up to date.")
+    return int(status)

@@ -14,8 +14,9 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 
 from test_benchmarks import make_rows
 
-from benchmarks import readme, record
+from benchmarks import gains, readme, record
 from benchmarks.options import InputError
+from benchmarks.row import Case, Row
 
 TEXT = "before\n<!-- results:uci -->\nold numbers\n<!-- /results -->\nafter\n"
 
@@ -84,19 +85,37 @@ def test_releases_tried_have_a_table_of_their_own(results, tmp_path):
 
 
 def test_check_fails_when_they_differ(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(readme, "PAGES", [page])
     monkeypatch.setattr(readme, "RESULTS", results)
     monkeypatch.setattr(readme.rendered, "__defaults__", (results, tmp_path))
-    readme.README.write_text(TEXT)
+    page.write_text(TEXT)
     assert readme.update(check=True) == 1
     assert readme.update(check=False) == 0
     assert readme.update(check=True) == 0
-    readme.README.write_text(readme.README.read_text().replace("2.00", "9.99"))
+    page.write_text(page.read_text().replace("2.00", "9.99"))
     assert readme.update(check=True) == 1
 
 
-def test_readme_and_recorded_results_agree(tmp_path):
-    if not readme.README.exists() or not readme.MARKED.search(readme.README.read_text()):
-        pytest.skip("README.md has no markers for results yet")
-    text = readme.README.read_text()
-    assert readme.rendered(text, tmp_path) == text, "run `python -m benchmarks readme`"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: str(page.relative_to(readme.ROOT)))
+def test_page_and_recorded_results_agree(page, tmp_path):
+    text = page.read_text()
+    new = readme.rendered(text, tmp_path, root=page.parent)
+    assert new == text, "run `python -m benchmarks readme`"
+
+
+def test_readme_is_one_page():
+    assert len(readme.PAGES[0].read_bytes()) <= 10_000
+
+
+def test_latest_rows_say_what_is_gained(results):
+    def row(n, provider, seconds, date, **machine):
+        case = Case("train", "synthetic", n, 6, "float64", "cpu")
+        return Row(case, provider, "step", p50=seconds, machine={"cpu": "Z80", **machine}, commit="abc", date=date)
+
+    rows = [row(20, "stock", 3.0, "2026-01-01"), row(20, "tensors", 1.0, "2026-01-01")]
+    rows += [row(20, "stock", 5.0, "2026-02-01", gib=4), row(20, "tensors", 2.0, "2026-02-01", gib=4)]
+    rows += [row(100, "stock", 5.0, "2026-02-01")]  # without the flag there is nothing to compare
+    record.write(results / "train.json", rows)
+    assert "| a training step | 20 | 2.5 |" in gains.text(results)
+    assert "a training step: Z80, abc, 2026-02-01." in gains.text(results)

@@ -1,0 +1,93 @@
+"""What a user gains, in a dozen lines: each is the latest of the recorded rows that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import record
+from .row import Row
+from .show import Table, markdown_table
+from .ways import STOCK, TENSORS
+
+TITLE = "How many times as fast, or as small in memory"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
+
+    :param what: What is measured, as a user would say it.
+    :param question: The question whose rows answer it.
+    :param mode: The rows' mode.
+    :param sizes: The numbers of training points.
+    :param case: The rows' case; None takes any.
+    :param m: The number of test points; None takes any.
+    :param key: What of a row is compared: "p50", a time, or another of its fields.
+    """
+
+    what: str
+    question: str
+    mode: str
+    sizes: tuple[int, ...]
+    case: str | None = "synthetic"
+    m: int | None = None
+    key: str = "p50"
+
+    def pairs(self, rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+        """Return stock's latest row, and that with the flag on, for each number of points on record."""
+        found = []
+        for n in self.sizes:
+            chosen = [row for row in rows if self._answers(row) and row.case.n == n]
+            if chosen:
+                latest = max(chosen, key=lambda row: row.date)
+                of_way = {row.provider: row for row in chosen if row.conditions() == latest.conditions()}
+                if of_way.keys() >= {STOCK, TENSORS}:
+                    found.append((of_way[STOCK], of_way[TENSORS]))
+        return found
+
+    def _answers(self, row: Row) -> bool:
+        case = row.case
+        return (
+            row.mode == self.mode
+            and (self.case is None or case.case == self.case)
+            and (self.m is None or case.m == self.m)
+            and (case.dtype, case.kernel, case.batch, case.device) == ("float64", "rbf", 1, "cpu")
+        )
+
+
+SINGLE, Q_LOG_NEI = "fit_gpytorch_mll", "qLogNEI of 16 x 1 points, with gradient, nothing pruned"
+AX = "all other trials"
+LINES = (
+    Line("a training step", "train", "step", (20, 100, 500, 2000)),
+    Line("its peak memory", "memory", "step", (3000,), key="peak_memory"),
+    Line("a first prediction at 100 points", "predict", "first call", (100, 1000), m=100),
+    Line("a later one", "predict", "later call", (100, 1000), m=100),
+    Line("BoTorch: a fit of one output", "bo", SINGLE, (30, 100, 300), None),
+    Line("BoTorch: of two outputs", "bo", f"{SINGLE}, 2 outputs", (30, 50, 100), None),
+    Line("BoTorch: of four outputs", "bo", f"{SINGLE}, 4 outputs", (30, 50, 100), None),
+    Line("BoTorch: qLogNEI of 16 points, with gradient", "bo", Q_LOG_NEI, (200, 500), None),
+    Line("Ax: a loop with one objective", "ax", AX, (14,), "one objective"),
+    Line("Ax: two objectives", "ax", AX, (14,), "two objectives"),
+)
+
+
+def text(results: Path) -> str:
+    """Return the table, and below it the conditions of its lines.
+
+    :param results: The folder of the recorded rows.
+    """
+    lines, conditions = [], {}
+    for line in LINES:
+        pairs = line.pairs(record.read(results / f"{line.question}.json"))
+        if not pairs:
+            continue
+        ratios = [getattr(stock, line.key) / getattr(tensors, line.key) for stock, tensors in pairs]
+        sizes = ", ".join(f"{stock.case.n:,}" for stock, _ in pairs)
+        lines.append([line.what, sizes, ", ".join(f"{ratio:.2g}" for ratio in ratios)])
+        machine, commit, date = pairs[0][0].machine["cpu"], pairs[0][0].commit, pairs[0][0].date.partition(" ")[0]
+        conditions.setdefault((machine, commit, date), []).append(line.what)
+    said = [f"{', '.join(whats)}: {machine}, {commit}, {date}" for (machine, commit, date), whats in conditions.items()]
+    caption = f"Stock / flag on: medians, float64, two cores, torch 2.13, in turn in one process. {'; '.join(said)}."
+    return markdown_table(Table(TITLE, ["", "n", "stock / flag on"], lines, caption))
