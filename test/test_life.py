@@ -6,7 +6,6 @@ import copy
 import gc
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import threading
@@ -17,7 +16,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from both_ways import GP, assert_leaves_nothing_behind, assert_near, evaluate, exact_gp, inputs, loss, routes
+from both_ways import (
+    GP,
+    assert_leaves_nothing_behind,
+    assert_near,
+    evaluate,
+    exact_gp,
+    growth_of_process,
+    inputs,
+    loss,
+    routes,
+)
 from torch import Tensor
 
 from gpytorch import kernels as k
@@ -131,12 +140,9 @@ def test_many_predictions_leave_nothing_behind(with_grad: bool, kernel: str) -> 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")
 @each_kernel
 def test_fitting_and_predicting_again_and_again_does_not_grow_the_process(kernel: str) -> None:
-    n, times = 200, 40
+    n = 200
     mll = exact_gp(KERNELS[kernel](), inputs(n))
     x = inputs(n, seed=3)
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     def work() -> None:
         mll.train()
@@ -145,12 +151,7 @@ def test_fitting_and_predicting_again_and_again_does_not_grow_the_process(kernel
             mll.eval()
             mll.model(x).variance.sum().backward()
 
-    for _ in range(5):
-        work()
-    before = resident()
-    for _ in range(times):
-        work()
-    assert resident() - before < times * n * n * 8 / 4  # a quarter of one matrix each time
+    assert growth_of_process(work, 40) < n * n * 8 / 4  # a quarter of one matrix
 
 
 @each_kernel
