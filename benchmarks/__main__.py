@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .models import KERNELS
-from .options import DTYPES, InputError, Options
-from .run import answer, show
+from .shared.models import KERNELS
+from .shared.options import DTYPES, InputError, Options
+from .shared.run import answer, show
 
 MAIN_JOB = "uci"
 QUESTIONS = {
@@ -140,9 +140,9 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_device(options.device, hint)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    module = import_module(f".{arguments.question}", __package__)
     if arguments.question in COMMANDS:
-        return module.write(options)
+        return import_module(f".{arguments.question}", __package__).write(options)
+    module = import_module(f".questions.{arguments.question}", __package__)
     show(module, answer(module, options), options)
     return 0
 

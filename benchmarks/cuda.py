@@ -19,14 +19,14 @@ from xml.etree import ElementTree
 
 import torch
 
-from . import record
-from .machine import ROOT, stamp
-from .options import InputError, Options
-from .parity import differs
+from .questions.parity import differs
 from .report import measured_on, section
-from .row import Row
-from .run import answer
-from .show import Table, markdown_table, print_table, say
+from .shared import record
+from .shared.machine import ROOT, stamp
+from .shared.options import InputError, Options
+from .shared.row import Row
+from .shared.run import answer
+from .shared.show import Table, markdown_table, print_table, say
 
 MINUTES = 8.5  # of ten that a call may take: the last case begun, and the pictures, come on top
 TESTS_MINUTES, GRAPH_MINUTES = 2.5, 2.0
@@ -147,7 +147,7 @@ def _run_graph(run: Run) -> None:
 def _questions(run: Run, names: tuple[str, ...], **chosen: object) -> None:
     """Answer questions, and add their rows to those that there are."""
     for name in names:
-        module = import_module(f".{name}", __package__)
+        module = import_module(f".questions.{name}", __package__)
         rows = answer(module, replace(run.options, **chosen), run.until)
         run.rows[name] = [*run.rows.get(name, []), *rows]
 
@@ -213,7 +213,7 @@ def page(run: Run, pictures: Path | None) -> str:
     for name, title in {**QUESTIONS, **TIMED}.items():
         rows = run.rows.get(name)
         if rows:
-            parts.append(section(title, [], import_module(f".{name}", __package__), rows, pictures))
+            parts.append(section(title, [], import_module(f".questions.{name}", __package__), rows, pictures))
     parts += [f"## Failed: {name}\n\n```\n{text}```" for name, text in run.failures.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -246,7 +246,9 @@ def write(options: Options, minutes: float = MINUTES) -> int:
         target.write_text(page(run, None))  # pictures take seconds, which belong to the GPU until the end
     target.write_text(page(run, options.output))
     for name in {**QUESTIONS, **TIMED}:
-        for table in import_module(f".{name}", __package__).tables(run.rows[name]) if run.rows.get(name) else []:
+        for table in (
+            import_module(f".questions.{name}", __package__).tables(run.rows[name]) if run.rows.get(name) else []
+        ):
             print_table(table)
     for line in run.wrong:
         say(line)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import record
-from .row import Row
-from .show import Table, markdown_table
-from .ways import STOCK, TENSORS
+from .shared import record
+from .shared.row import Row
+from .shared.show import Table, markdown_table
+from .shared.ways import STOCK, TENSORS
 
 TITLE = "How many times as fast, or as small in memory"
 

@@ -16,11 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import gains, record, stacks
-from .machine import ROOT
-from .options import InputError
-from .row import Case, Row
-from .show import markdown_table, say
+from . import gains, stacks
+from .shared import record
+from .shared.machine import ROOT
+from .shared.options import InputError
+from .shared.row import Case, Row
+from .shared.show import markdown_table, say
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "gpytorch" / "README.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,7 +54,7 @@ def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = RO
 
 def _content(question: str, words: list[str], drawings: Path, results: Path, root: Path) -> str:
     try:
-        module = import_module(f".{question}", __package__)
+        module = import_module(f".questions.{question}", __package__)
     except ModuleNotFoundError:
         raise InputError(f"README.md asks for results of {question!r}, and there is no such question.") from None
     conditions = dict(word.split("=") for word in words if "=" in word)

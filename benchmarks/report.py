@@ -7,16 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from . import pools
-from .compare import crossovers, gains_by_n
-from .memory import STEP
-from .models import KERNEL_TITLES
-from .options import Options
-from .row import Row
-from .rows import by_case, grouped, setting, setting_and_mode
-from .run import answer
-from .show import conditions, listed, markdown_table, milliseconds, say
-from .ways import STOCK, TENSORS
+from .questions.memory import STEP
+from .shared import pools
+from .shared.compare import crossovers, gains_by_n
+from .shared.models import KERNEL_TITLES
+from .shared.options import Options
+from .shared.row import Row
+from .shared.rows import by_case, grouped, setting, setting_and_mode
+from .shared.run import answer
+from .shared.show import conditions, listed, markdown_table, milliseconds, say
+from .shared.ways import STOCK, TENSORS
 
 BEYOND = "Beyond max_cholesky_size"
 SECTIONS = {
@@ -155,7 +155,7 @@ def write(options: Options) -> int:
         if name == "bo" and find_spec("botorch") is None:
             parts.append(f"## {title}\n\nLeft out: BoTorch is not installed.")
             continue
-        module = import_module(f".{name}", __package__)
+        module = import_module(f".questions.{name}", __package__)
         rows = answer(module, options)
         if not rows:
             parts.append(f"## {title}\n\nLeft out: not enough memory.")

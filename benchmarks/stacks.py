@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .options import InputError
-from .show import Table
+from .shared.options import InputError
+from .shared.show import Table
 
 NAMES = {
     "python": "Python",

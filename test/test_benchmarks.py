@@ -23,31 +23,16 @@ pytest.importorskip("rich", reason="the benchmarks need the extra [benchmarks]: 
 pytest.importorskip("matplotlib", reason="the benchmarks need the extra [benchmarks]: matplotlib")
 pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]: psutil")
 
-from benchmarks import (
-    accuracy,
-    agreement,
-    attribution,
-    ax,
-    fantasies,
-    machine,
-    measuring,
-    peak,
-    pools,
-    record,
-    report,
-    run,
-    threshold,
-    timing,
-    train,
-    uci,
-    ways,
-)
+
+from benchmarks import report
 from benchmarks.__main__ import QUESTIONS, main
-from benchmarks.apart import measure_apart, run_apart
-from benchmarks.data import load
-from benchmarks.options import InputError, Options
-from benchmarks.row import Case, Row
-from benchmarks.show import Table, markdown_table
+from benchmarks.questions import accuracy, attribution, ax, fantasies, threshold, train, uci
+from benchmarks.shared import agreement, machine, measuring, peak, pools, record, run, timing, ways
+from benchmarks.shared.apart import measure_apart, run_apart
+from benchmarks.shared.data import load
+from benchmarks.shared.options import InputError, Options
+from benchmarks.shared.row import Case, Row
+from benchmarks.shared.show import Table, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -322,7 +307,7 @@ class TestRecord:
 class TestMeasuring:
     def test_case_is_measured_in_a_process_of_its_own(self):
         case = Case("train", train.FREED, 12, 2, "float64", "cpu", settings="quick")
-        rows, said = measure_apart("benchmarks.train", case, Options(quick=True))
+        rows, said = measure_apart("benchmarks.questions.train", case, Options(quick=True))
         assert [row.provider for row in rows] == [*train.PROVIDERS, train.FLOOR]
         assert all(row.p50 > 0 and row.case == case for row in rows)
         assert rows[0].machine == machine.machine("cpu")
@@ -331,7 +316,7 @@ class TestMeasuring:
     def test_what_a_process_of_its_own_raises_is_raised(self):
         case = Case("train", train.SYNTHETIC, 12, 2, "float64", "cpu", kernel="no such kernel")
         with pytest.raises(KeyError, match="no such kernel"):
-            measure_apart("benchmarks.train", case, Options(quick=True))
+            measure_apart("benchmarks.questions.train", case, Options(quick=True))
 
     def test_only_full_runs_on_cpu_have_processes_of_their_own(self, tmp_path, monkeypatch):
         monkeypatch.setattr(run, "measure_apart", lambda question, case, options: (["apart"], "said"))
@@ -474,7 +459,7 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
 def test_posterior_by_hand_is_the_posterior(outputs):
     """At candidates alone and behind the training points, whole and by rows."""
     pytest.importorskip("botorch", reason="BoTorch is not installed")
-    from benchmarks import bo
+    from benchmarks.questions import bo
 
     case = Case("bo", bo.STEP, 12, bo.D, "float64", "cpu")
     x, y = bo._observations(case, outputs)

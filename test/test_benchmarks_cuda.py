@@ -17,10 +17,12 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 
 from test_benchmarks import make_rows
 
-from benchmarks import cuda, graph, inverse, largest, launches, machine, parity, record, run, timing
+from benchmarks import cuda
 from benchmarks.__main__ import main
-from benchmarks.options import Options
-from benchmarks.row import Case, Row
+from benchmarks.questions import graph, inverse, largest, launches, parity
+from benchmarks.shared import machine, record, run, timing
+from benchmarks.shared.options import Options
+from benchmarks.shared.row import Case, Row
 
 JUNIT = """<testsuites><testsuite name="pytest" tests="5" failures="1" errors="1" skipped="2">
 <testcase name="a"><failure message="wrong"/></testcase><testcase name="b"><error message="broken"/></testcase>

@@ -14,9 +14,10 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 
 from test_benchmarks import make_rows
 
-from benchmarks import gains, readme, record
-from benchmarks.options import InputError
-from benchmarks.row import Case, Row
+from benchmarks import gains, readme
+from benchmarks.shared import record
+from benchmarks.shared.options import InputError
+from benchmarks.shared.row import Case, Row
 
 TEXT = "before\n<!-- results:uci -->\nold numbers\n<!-- /results -->\nafter\n"
 

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from . import peak, plot, predict, train
-from .against_n import describe, file_name
-from .compare import case_tables
-from .machine import stamp
-from .measuring import does_fit, fits
-from .models import dense_at_every_n, model_of, test_points_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import by_case, by_provider, grouped, providers, setting
-from .show import Table, mebibytes, say, software
-from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
+from ..shared import peak, plot
+from ..shared.against_n import describe, file_name
+from ..shared.compare import case_tables
+from ..shared.machine import stamp
+from ..shared.measuring import does_fit, fits
+from ..shared.models import dense_at_every_n, model_of, test_points_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, by_provider, grouped, providers, setting
+from ..shared.show import Table, mebibytes, say, software
+from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
+from . import predict, train
 
 TITLE = "Peak memory of a training step"
 PREDICTION_TITLE = "Memory of a prediction"

@@ -13,15 +13,15 @@ from unittest import mock
 
 import torch
 
-from .against_n import ratio_tables, time_pictures
-from .agreement import check_same, noted
-from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import by_case, grouped, providers, setting
-from .show import Table, listed
-from .timing import Variant
+from ..shared.against_n import ratio_tables, time_pictures
+from ..shared.agreement import check_same, noted
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import dense_at_every_n
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, grouped, providers, setting
+from ..shared.show import Table, listed
+from ..shared.timing import Variant
 from .train import STOCK_MATRICES, D, covariance_of
 
 blocked = import_module("gpytorch.functions.cholesky_inverse")

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("gpytorch", "benchmarks/*.py")  # a change elsewhere (README, tests, results) leaves the rows valid
 
 

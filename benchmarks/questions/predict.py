@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from .against_n import describe
-from .agreement import check_same
-from .compare import both_times, case_tables, dot_pictures
-from .machine import available_bytes
-from .measuring import does_fit, rows_in_turn
-from .models import ExactGP, dense_at_every_n, model_of, test_points_of
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import setting_and_mode
-from .show import Table, mebibytes, ratio, say, times
-from .timing import Variant
-from .ways import STOCK, TENSORS, run_in
+from ..shared.against_n import describe
+from ..shared.agreement import check_same
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.machine import available_bytes
+from ..shared.measuring import does_fit, rows_in_turn
+from ..shared.models import ExactGP, dense_at_every_n, model_of, test_points_of
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import setting_and_mode
+from ..shared.show import Table, mebibytes, ratio, say, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Time of a prediction"
 D = 6

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..shared.against_n import describe
+from ..shared.agreement import check_same
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import dense_at_every_n, model_of, test_points_of
+from ..shared.options import Options
+from ..shared.row import Case, Row
+from ..shared.rows import setting_and_mode
+from ..shared.show import Table, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import LOG_PROB, STOCK, TENSORS, WAYS_CAPTION, run_in
 from . import predict
-from .against_n import describe
-from .agreement import check_same
-from .compare import both_times, case_tables, dot_pictures
-from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n, model_of, test_points_of
-from .options import Options
-from .row import Case, Row
-from .rows import setting_and_mode
-from .show import Table, ratio, times
-from .timing import Variant
 from .train import STOCK_MATRICES, D, steps_that_agree
-from .ways import LOG_PROB, STOCK, TENSORS, WAYS_CAPTION, run_in
 
 TITLE = "A batch of models"
 BATCHES = (4, 16, 64)

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from . import peak
-from .against_n import describe
-from .compare import case_tables
-from .machine import available_bytes, release, stamp
-from .models import dense_at_every_n, model_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .show import Table, milliseconds, say
-from .timing import timed
+from ..shared import peak
+from ..shared.against_n import describe
+from ..shared.compare import case_tables
+from ..shared.machine import available_bytes, release, stamp
+from ..shared.models import dense_at_every_n, model_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.show import Table, milliseconds, say
+from ..shared.timing import timed
+from ..shared.ways import STOCK, TENSORS, run_in
 from .train import D
-from .ways import STOCK, TENSORS, run_in
 
 TITLE = "Largest n that trains"
 SMALL, QUICK_SMALL = 3000, 300

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from . import plot
-from .against_n import describe, file_name
-from .compare import case_tables
-from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import by_case, grouped, setting
-from .show import Table, milliseconds, times
-from .timing import Variant
+from ..shared import plot
+from ..shared.against_n import describe, file_name
+from ..shared.compare import case_tables
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import dense_at_every_n
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, grouped, setting
+from ..shared.show import Table, milliseconds, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS
 from .train import FLOOR, STOCK_MATRICES, covariance_of, factorization, steps_that_agree
 from .train import cases as training_cases
-from .ways import STOCK, TENSORS
 
 TITLE = "A training step over the machine's limits"
 GEMM, COPY = "matrix product", "copy"

@@ -15,18 +15,18 @@ from statistics import median
 
 import torch
 
-from .against_n import describe, time_pictures
-from .agreement import distance
-from .compare import both_times, case_tables, crossovers, gains_by_n
-from .measuring import fits, rows_in_turn
-from .models import EVERY_N, cholesky_up_to, loss_and_gradient, model_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import grouped, setting
-from .show import Table, ratio, times
-from .timing import Variant
+from ..shared.against_n import describe, time_pictures
+from ..shared.agreement import distance
+from ..shared.compare import both_times, case_tables, crossovers, gains_by_n
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import EVERY_N, cholesky_up_to, loss_and_gradient, model_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import grouped, setting
+from ..shared.show import Table, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in
 from .train import STOCK_MATRICES, D
-from .ways import STOCK, TENSORS, run_in
 
 TITLE = "A step beyond max_cholesky_size"
 UPSTREAM_LIMIT = 800  # upstream's default; importing BoTorch raises it

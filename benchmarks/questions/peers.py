@@ -21,18 +21,19 @@ from threadpoolctl import threadpool_limits
 
 import gpytorch
 
-from . import bare, plot, predict
-from .against_n import describe, file_name, ratio_tables
-from .agreement import check_same
-from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, problem_of, test_points_of, training_step
-from .options import Options
-from .row import Case, Row
-from .rows import grouped, setting_and_mode
-from .show import Table, say
-from .timing import Variant
+from ..shared import bare, plot
+from ..shared.against_n import describe, file_name, ratio_tables
+from ..shared.agreement import check_same
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import ExactGP, dense_at_every_n, problem_of, test_points_of, training_step
+from ..shared.options import Options
+from ..shared.row import Case, Row
+from ..shared.rows import grouped, setting_and_mode
+from ..shared.show import Table, say
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in
+from . import predict
 from .train import STOCK_MATRICES, D
-from .ways import STOCK, TENSORS, run_in
 
 TITLE = "Against other libraries"
 GRADIENT, PREDICTION = "value and gradient", "prediction, later call"

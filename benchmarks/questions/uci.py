@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from . import peak
-from .compare import Lines, case_tables, dot_pictures
-from .data import DataSet, load
-from .machine import stamp
-from .models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import grouped, setting
-from .show import Table, conditions, mebibytes, ratio, time_with_spread, times
-from .timing import spread, timed
-from .ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
+from ..shared import peak
+from ..shared.compare import Lines, case_tables, dot_pictures
+from ..shared.data import DataSet, load
+from ..shared.machine import stamp
+from ..shared.models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import grouped, setting
+from ..shared.show import Table, conditions, mebibytes, ratio, time_with_spread, times
+from ..shared.timing import spread, timed
+from ..shared.ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
 
 TITLE = "Training on real data: time, loss and test error with the flag off and on"
 PROVIDERS = (STOCK, LOG_PROB, TENSORS)

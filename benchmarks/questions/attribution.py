@@ -28,19 +28,19 @@ from torch.profiler import ProfilerActivity, profile
 
 import gpytorch
 
-from . import bare, plot
-from .against_n import describe, file_name
-from .agreement import check_same, noted
-from .compare import case_tables
-from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
-from .options import Options
-from .row import Case, Row
-from .rows import by_case, grouped, setting
-from .show import Table, listed, milliseconds, percent, ratio, times
-from .timing import Variant
+from ..shared import bare, plot
+from ..shared.against_n import describe, file_name
+from ..shared.agreement import check_same, noted
+from ..shared.compare import case_tables
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.options import Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, grouped, setting
+from ..shared.show import Table, listed, milliseconds, percent, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, run_in
 from .train import STOCK_MATRICES, D, steps_that_agree
-from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, run_in
 
 TITLE = "Where the gain comes from"
 BARE, BARE_CLOSED, BARE_KERNEL = "plain torch", "plain torch, closed-form backward", "plain torch, closed-form kernel"

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from .against_n import describe
-from .agreement import check_same
-from .compare import both_times, case_tables, dot_pictures
-from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, model_of, sample_problem, test_points_of
-from .options import DTYPES, Options
+from ..shared.against_n import describe
+from ..shared.agreement import check_same
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import ExactGP, dense_at_every_n, model_of, sample_problem, test_points_of
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.show import Table, mebibytes, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in
 from .predict import mean_and_variance
-from .row import Case, Row
-from .show import Table, mebibytes, ratio, times
-from .timing import Variant
 from .train import D
-from .ways import STOCK, TENSORS, run_in
 
 TITLE = "Fantasies"
 FANTASIES = 16

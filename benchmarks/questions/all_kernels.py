@@ -17,7 +17,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood, Likelihood, MultitaskGaussianLikelihood
 
-from .models import sample_problem
+from ..shared.models import sample_problem
 
 D = 6
 _CONTEXTS = {"a": [0, 1, 2], "b": [3, 4, 5]}

@@ -19,18 +19,18 @@ from linear_operator.utils.warnings import NumericalWarning
 
 import gpytorch
 
-from . import plot
-from .against_n import file_name
-from .agreement import distance
-from .compare import case_tables
-from .machine import stamp
-from .models import ExactGP, dense_at_every_n, sample_problem, training_step
-from .options import DTYPES, Options
+from ..shared import plot
+from ..shared.against_n import file_name
+from ..shared.agreement import distance
+from ..shared.compare import case_tables
+from ..shared.machine import stamp
+from ..shared.models import ExactGP, dense_at_every_n, sample_problem, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, grouped
+from ..shared.show import Table, listed
+from ..shared.ways import STOCK, TENSORS, WAYS
 from .predict import mean_and_variance
-from .row import Case, Row
-from .rows import by_case, grouped
-from .show import Table, listed
-from .ways import STOCK, TENSORS, WAYS
 
 DRAWS, QUICK_DRAWS = 5, 2
 TITLE = "Rounding errors as conditioning worsens"

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator, LinearOperator
 
-from .agreement import check_same, distance, noted
-from .compare import both_times, case_tables, dot_pictures
-from .measuring import rows_in_turn
-from .models import loss_and_gradient
-from .options import DTYPES, InputError, Options
-from .row import Case, Row
-from .show import Table, conditions, ratio, times
-from .timing import Variant
-from .ways import STOCK, TENSORS, run_in
+from ..shared.agreement import check_same, distance, noted
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.measuring import rows_in_turn
+from ..shared.models import loss_and_gradient
+from ..shared.options import DTYPES, InputError, Options
+from ..shared.row import Case, Row
+from ..shared.show import Table, conditions, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in
 
 try:
     from botorch import acquisition

@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import torch
 
-from .apart import run_apart
-from .compare import both_times, case_tables, dot_pictures
-from .machine import stamp
-from .options import InputError, Options
-from .row import Case, Row
-from .rows import by_case, grouped
-from .show import Table, conditions, percent, ratio, say, times
-from .timing import spread
-from .ways import STOCK, TENSORS
+from ..shared.apart import run_apart
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.machine import stamp
+from ..shared.options import InputError, Options
+from ..shared.row import Case, Row
+from ..shared.rows import by_case, grouped
+from ..shared.show import Table, conditions, percent, ratio, say, times
+from ..shared.timing import spread
+from ..shared.ways import STOCK, TENSORS
 
 TITLE = "A whole loop: Ax's Client, Hartmann-6"
 D = 6

@@ -14,16 +14,16 @@ import torch
 
 import gpytorch
 
-from .against_n import ratio_tables, time_pictures
-from .agreement import check_same, noted
-from .measuring import fits, rows_in_turn
-from .models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
-from .options import Options
-from .row import Case, Row
-from .show import Table, say
-from .timing import Variant
+from ..shared.against_n import ratio_tables, time_pictures
+from ..shared.agreement import check_same, noted
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.options import Options
+from ..shared.row import Case, Row
+from ..shared.show import Table, say
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, WAYS, run_in
 from .train import STOCK_MATRICES, D
-from .ways import STOCK, TENSORS, WAYS, run_in
 
 TITLE = "A training step as a graph"
 COMPILED, GRAPHS, CAPTURED = "torch.compile", "torch.compile, CUDA graphs", "captured CUDA graph"

@@ -15,19 +15,19 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from ..shared.against_n import describe
+from ..shared.compare import case_tables
+from ..shared.machine import stamp
+from ..shared.measuring import fits
+from ..shared.models import dense_at_every_n, model_of, test_points_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import setting_and_mode
+from ..shared.show import Table, say
+from ..shared.timing import synchronize
+from ..shared.ways import STOCK, TENSORS, run_in
 from . import predict
-from .against_n import describe
-from .compare import case_tables
-from .machine import stamp
-from .measuring import fits
-from .models import dense_at_every_n, model_of, test_points_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import setting_and_mode
-from .show import Table, say
-from .timing import synchronize
 from .train import STOCK_MATRICES, D
-from .ways import STOCK, TENSORS, run_in
 
 TITLE = "Launches and waits"
 STEP, PREDICTION = "training step", "prediction, later call"

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from .against_n import ratio_tables, time_pictures
-from .agreement import check_same, noted
-from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n, loss_and_gradient, model_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .rows import grouped
-from .show import Table
-from .timing import Variant
-from .ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
+from ..shared.against_n import ratio_tables, time_pictures
+from ..shared.agreement import check_same, noted
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.rows import grouped
+from ..shared.show import Table
+from ..shared.timing import Variant
+from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
 
 TITLE = "Time of a training step"
 PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)

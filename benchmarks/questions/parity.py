@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from .against_n import describe
-from .agreement import distance
-from .compare import case_tables
-from .machine import stamp
-from .measuring import fits
-from .models import dense_at_every_n, loss_and_gradient, model_of, sample_problem, test_points_of, training_step
-from .options import DTYPES, Options
-from .row import Case, Row
-from .show import Table
+from ..shared.against_n import describe
+from ..shared.agreement import distance
+from ..shared.compare import case_tables
+from ..shared.machine import stamp
+from ..shared.measuring import fits
+from ..shared.models import dense_at_every_n, loss_and_gradient, model_of, sample_problem, test_points_of, training_step
+from ..shared.options import DTYPES, Options
+from ..shared.row import Case, Row
+from ..shared.show import Table
+from ..shared.ways import STOCK, TENSORS, WAYS
 from .train import STOCK_MATRICES, D
-from .ways import STOCK, TENSORS, WAYS
 
 TITLE = "Distance from the CPU with the flag off"
 MODE = "parity"

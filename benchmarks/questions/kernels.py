@@ -16,17 +16,17 @@ import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch.nn.functional import softplus
 
-from .agreement import check_same, noted
+from ..shared.agreement import check_same, noted
+from ..shared.compare import both_times, case_tables, dot_pictures
+from ..shared.measuring import fits, rows_in_turn
+from ..shared.models import dense_at_every_n, training_step
+from ..shared.options import DTYPES, InputError, Options
+from ..shared.row import Case, Row
+from ..shared.show import Table, conditions, ratio, times
+from ..shared.timing import Variant
+from ..shared.ways import STOCK, TENSORS, run_in, takes_tensors
 from .all_kernels import LEFT, D, KernelGP, available, inputs_of
-from .compare import both_times, case_tables, dot_pictures
-from .measuring import fits, rows_in_turn
-from .models import dense_at_every_n, training_step
-from .options import DTYPES, InputError, Options
-from .row import Case, Row
-from .show import Table, conditions, ratio, times
-from .timing import Variant
 from .train import STOCK_MATRICES
-from .ways import STOCK, TENSORS, run_in, takes_tensors
 
 TITLE = "A training step with every kernel"
 BY_HAND = "by hand"

@@ -1,0 +1,1 @@
+"""The questions, one module each: see :mod:`benchmarks` for what a question is."""

@@ -1,0 +1,1 @@
+"""What the questions share: models, measuring, rows on disk, tables and pictures."""
