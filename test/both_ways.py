@@ -31,6 +31,11 @@ goes_by_call = pytest.mark.skipif(
     reason="the compiler of torch 2.4 and 2.5 goes past a module's own call to its forward",
 )
 
+is_given_parts = pytest.mark.skipif(
+    not hasattr(ExactGP, "_get_test_prior_mean_and_covariances"),
+    reason="before GPyTorch 1.15.2 a model is always given training and test points together",
+)
+
 
 @contextmanager
 def routes(**expected: int) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from both_ways import GP, RTOL, assert_near, inputs, scatter, targets
+from both_ways import GP, RTOL, assert_near, inputs, is_given_parts, scatter, targets
 from torch import Tensor
 
 from gpytorch import kernels as k
@@ -145,6 +145,7 @@ def test_forward_of_all_points_together_matches_upstream(kind: str, shape: tuple
         assert_near(ours, theirs, kind, rtol=10 * RTOL, atol=1e-12)
 
 
+@is_given_parts
 @pytest.mark.parametrize("kind", ["a zero mean and their mean", "their mean alone", *ALONE])
 def test_forward_is_given_the_test_points_alone_where_mean_and_kernel_are_of_each_point(kind: str) -> None:
     model = {**TOGETHER, **ALONE}[kind]()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from both_ways import GP, assert_near, both, exact_gp, inputs, targets
+from both_ways import GP, assert_near, both, exact_gp, inputs, is_given_parts, targets
 from botorch.acquisition import qKnowledgeGradient, qLogNoisyExpectedImprovement, qMaxValueEntropy
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
@@ -280,6 +280,7 @@ def test_no_more_is_computed_than_the_part(part: str, monkeypatch: pytest.Monkey
         assert counted.take() == (6 * evaluated, 6 * solved)
 
 
+@is_given_parts  # else the training points are evaluated as well, which come with the others
 def test_points_of_a_whole_batch_are_evaluated_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_rows, "FEW", 1)
     model = exact_gp(KERNELS["matern 5/2"](), inputs(N, D)).model.eval()
