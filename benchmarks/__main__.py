@@ -13,7 +13,7 @@ import torch
 
 from .shared.models import KERNELS
 from .shared.options import DTYPES, InputError, Options
-from .shared.run import answer, show
+from .shared.run import answer, question_called, show
 
 MAIN_JOB = "uci"
 QUESTIONS = {
@@ -142,8 +142,8 @@ def _run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     if arguments.question in COMMANDS:
         return import_module(f".{arguments.question}", __package__).write(options)
-    module = import_module(f".questions.{arguments.question}", __package__)
-    show(module, answer(module, options), options)
+    question = question_called(arguments.question)
+    show(question, answer(question, options), options)
     return 0
 
 

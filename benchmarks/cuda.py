@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from xml.etree import ElementTree
@@ -21,12 +20,11 @@ import torch
 
 from .questions.parity import differs
 from .report import measured_on, section
-from .shared import record
 from .shared.machine import ROOT, stamp
 from .shared.options import InputError, Options
-from .shared.row import Row
-from .shared.run import answer
-from .shared.show import Table, markdown_table, print_table, say
+from .shared.rows import Row, read
+from .shared.run import answer, question_called
+from .shared.tables import Table, markdown_table, print_table, say
 
 MINUTES = 8.5  # of ten that a call may take: the last case begun, and the pictures, come on top
 TESTS_MINUTES, GRAPH_MINUTES = 2.5, 2.0
@@ -141,13 +139,13 @@ def _run_graph(run: Run) -> None:
         if done.returncode:
             raise RuntimeError(f"python -m benchmarks graph ended with status {done.returncode}.")
     finally:  # cut off or not, what it has is kept
-        run.rows["graph"] = record.read(options.output / "graph.json")
+        run.rows["graph"] = read(options.output / "graph.json")
 
 
 def _questions(run: Run, names: tuple[str, ...], **chosen: object) -> None:
     """Answer questions, and add their rows to those that there are."""
     for name in names:
-        module = import_module(f".questions.{name}", __package__)
+        module = question_called(name)
         rows = answer(module, replace(run.options, **chosen), run.until)
         run.rows[name] = [*run.rows.get(name, []), *rows]
 
@@ -213,7 +211,7 @@ def page(run: Run, pictures: Path | None) -> str:
     for name, title in {**QUESTIONS, **TIMED}.items():
         rows = run.rows.get(name)
         if rows:
-            parts.append(section(title, [], import_module(f".questions.{name}", __package__), rows, pictures))
+            parts.append(section(title, [], question_called(name), rows, pictures))
     parts += [f"## Failed: {name}\n\n```\n{text}```" for name, text in run.failures.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -246,9 +244,7 @@ def write(options: Options, minutes: float = MINUTES) -> int:
         target.write_text(page(run, None))  # pictures take seconds, which belong to the GPU until the end
     target.write_text(page(run, options.output))
     for name in {**QUESTIONS, **TIMED}:
-        for table in (
-            import_module(f".questions.{name}", __package__).tables(run.rows[name]) if run.rows.get(name) else []
-        ):
+        for table in question_called(name).tables(run.rows[name]) if run.rows.get(name) else []:
             print_table(table)
     for line in run.wrong:
         say(line)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from .questions.memory import STEP
 from .shared import pools
-from .shared.compare import crossovers, gains_by_n
-from .shared.models import KERNEL_TITLES
 from .shared.options import Options
-from .shared.row import Row
-from .shared.rows import by_case, grouped, setting, setting_and_mode
-from .shared.run import answer
-from .shared.show import conditions, listed, markdown_table, milliseconds, say
+from .shared.rows import Row, by_case, grouped, setting, setting_and_mode
+from .shared.run import answer, pictures_of, question_called, remarks_of
+from .shared.tables import (
+    KERNEL_TITLES,
+    conditions,
+    crossovers,
+    gains_by_n,
+    listed,
+    markdown_table,
+    milliseconds,
+    say,
+)
 from .shared.ways import STOCK, TENSORS
 
 BEYOND = "Beyond max_cholesky_size"
@@ -155,7 +160,7 @@ def write(options: Options) -> int:
         if name == "bo" and find_spec("botorch") is None:
             parts.append(f"## {title}\n\nLeft out: BoTorch is not installed.")
             continue
-        module = import_module(f".questions.{name}", __package__)
+        module = question_called(name)
         rows = answer(module, options)
         if not rows:
             parts.append(f"## {title}\n\nLeft out: not enough memory.")
@@ -183,10 +188,10 @@ def section(title: str, lead: list[str], module: ModuleType, rows: list[Row], fo
     :param rows: The rows that answer it.
     :param folder: Where the page and its pictures are; None draws no pictures.
     """
-    remarks = module.remarks(rows) if hasattr(module, "remarks") else []
-    pictures = [f"![]({path.name})" for path in module.pictures(rows, folder)] if folder else []
+    pictures = [f"![]({path.name})" for path in pictures_of(module, rows, folder)] if folder else []
     tables = [markdown_table(table, with_source=False) for table in module.tables(rows)]
-    return "\n\n".join([f"## {title}", *(["\n".join(lead)] if lead else []), *remarks, *pictures, *tables])
+    leads = ["\n".join(lead)] if lead else []
+    return "\n\n".join([f"## {title}", *leads, *remarks_of(module, rows), *pictures, *tables])
 
 
 def measured_on(rows: list[Row]) -> list[str]:

@@ -15,7 +15,7 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 from test_benchmarks import make_rows
 
 from benchmarks import readme
-from benchmarks.shared import record
+from benchmarks.shared import rows as record
 from benchmarks.shared.options import InputError
 
 TEXT = "before\n<!-- results:uci -->\nold numbers\n<!-- /results -->\nafter\n"

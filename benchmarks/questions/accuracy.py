@@ -19,18 +19,14 @@ from linear_operator.utils.warnings import NumericalWarning
 
 import gpytorch
 
-from ..shared import plot
-from ..shared.against_n import file_name
-from ..shared.agreement import distance
-from ..shared.compare import case_tables
 from ..shared.machine import stamp
-from ..shared.models import ExactGP, dense_at_every_n, sample_problem, training_step
+from ..shared.measuring import Advance, distance
+from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample_problem, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import by_case, grouped
-from ..shared.show import Table, listed
+from ..shared.pictures import curves, file_name
+from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
+from ..shared.tables import WAY, Cell, Table, case_tables, every_row, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
-from .predict import mean_and_variance
 
 DRAWS, QUICK_DRAWS = 5, 2
 TITLE = "Rounding errors as conditioning worsens"
@@ -55,13 +51,11 @@ def _noise(case: Case) -> float:
 
 
 def _model(case: Case, seed: int) -> ExactGP:
-    x, y = sample_problem(
-        case.n, case.d, torch.float32, case.device, seed=seed
-    )  # numbers that both data types can hold
-    model = ExactGP(x, y).to(DTYPES[case.dtype])
-    model.set_train_data(x.to(DTYPES[case.dtype]), y.to(DTYPES[case.dtype]), strict=False)
+    # Numbers that both data types can hold.
+    x, y = (t.to(DTYPES[case.dtype]) for t in sample_problem(case.n, case.d, torch.float32, case.device, seed=seed))
+    model = ExactGP(x, y).to(x)
     noise = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
-    model.likelihood = noise.to(x).to(DTYPES[case.dtype])
+    model.likelihood = noise.to(x)
     model.likelihood.noise = _noise(case)
     return model
 
@@ -71,15 +65,18 @@ def _test_points(case: Case) -> torch.Tensor:
     return x.to(DTYPES[case.dtype])
 
 
+def _elementwise(function: Callable) -> Callable[[np.ndarray], np.ndarray]:
+    return np.vectorize(function, otypes=[object])
+
+
 def _exact(tensor: torch.Tensor) -> np.ndarray:
-    numbers = tensor.detach().cpu().double().numpy()
-    return np.vectorize(mpmath.mpf, otypes=[object])(numbers)
+    return _elementwise(mpmath.mpf)(tensor.detach().cpu().double().numpy())
 
 
 def _correlation(x1: np.ndarray, x2: np.ndarray, lengthscale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the RBF kernel and the squared scaled differences, by input, that it is made of."""
     squares = ((x1[:, None] - x2[None]) / lengthscale) ** 2
-    return np.vectorize(mpmath.exp, otypes=[object])(-squares.sum(-1) / 2), squares
+    return _elementwise(mpmath.exp)(-squares.sum(-1) / 2), squares
 
 
 def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
@@ -88,8 +85,8 @@ def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
     with mpmath.workdps(DIGITS):
         x, y, test_x = _exact(model.train_inputs[0]), _exact(model.train_targets), _exact(_test_points(case))
         raw = {name.rsplit(".", 1)[-1]: _exact(parameter).reshape(-1) for name, parameter in model.named_parameters()}
-        softplus = np.vectorize(lambda value: mpmath.log1p(mpmath.exp(value)), otypes=[object])
-        slope = np.vectorize(lambda value: 1 / (1 + mpmath.exp(-value)), otypes=[object])
+        softplus = _elementwise(lambda value: mpmath.log1p(mpmath.exp(value)))
+        slope = _elementwise(lambda value: 1 / (1 + mpmath.exp(-value)))
         lengthscale = softplus(raw["raw_lengthscale"])
         outputscale, noise = softplus(raw["raw_outputscale"])[0], softplus(raw["raw_noise"])[0]
         k, squares = _correlation(x, x, lengthscale)
@@ -105,10 +102,9 @@ def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
             "raw_noise": np.trace(g) * slope(raw["raw_noise"]),
             "raw_constant": np.array([-alpha.sum() / len(y)]),
             "raw_outputscale": (g * k).sum() * slope(raw["raw_outputscale"]),
-            "raw_lengthscale": ((g * k * outputscale)[..., None] * squares).sum((0, 1))
-            / lengthscale
-            * slope(raw["raw_lengthscale"]),
         }
+        by_scaled = ((g * k * outputscale)[..., None] * squares).sum((0, 1))  # by the logarithms of the lengthscales
+        by_name["raw_lengthscale"] = by_scaled / lengthscale * slope(raw["raw_lengthscale"])
         cross = outputscale * _correlation(test_x, x, lengthscale)[0]
         answer = {
             "loss": np.array([loss]),
@@ -143,7 +139,7 @@ def _errors(case: Case, way: str, truths: list[dict[str, torch.Tensor]]) -> dict
     return {**errors, "jitter": any(issubclass(warning.category, NumericalWarning) for warning in caught)}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Return each way's distance from the reference, and whether it had to add jitter."""
     draws, truths = int(case.settings.split()[0]), []
     for seed in range(draws):
@@ -156,23 +152,15 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
 
 
 def _alike(row: Row) -> tuple:
-    return (row.case.device, tuple(sorted(row.machine.items())), row.case.dtype, row.case.n, row.case.settings)
+    return (row.case.device, machine_of(row), row.case.dtype, row.case.n, row.case.settings)
 
 
 def _title(row: Row) -> str:
     return f"{TITLE}: RBF, n = {row.case.n}, d = {D}, {row.case.dtype}"
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    return [
-        [
-            case.case,
-            row.provider,
-            *(f"{row.values[name]:.1e}" if name in row.values else "failed" for name in WHAT),
-            "yes" if row.values.get("jitter", True) else "no",
-        ]
-        for row in found.values()
-    ]
+def _error(name: str) -> Cell:
+    return lambda row, found: f"{row.values[name]:.1e}" if name in row.values else "failed"
 
 
 def tables(rows: list[Row]) -> list[Table]:
@@ -180,12 +168,15 @@ def tables(rows: list[Row]) -> list[Table]:
     return case_tables(
         rows,
         _title,
-        ["case", "way", *WHAT, "jitter"],
-        _lines,
+        {"case": lambda row, found: row.case.case}
+        | WAY
+        | {name: _error(name) for name in WHAT}
+        | {"jitter": lambda row, found: "yes" if row.values.get("jitter", True) else "no"},
         f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
         f"{rows[0].case.settings} of the data. Jitter: whether the covariance needed some to be factorized (as "
         "upstream does it), which shows in the errors.",
         key=_alike,
+        lines=every_row,
     )
 
 
@@ -231,13 +222,11 @@ def pictures(rows: list[Row], folder: Path) -> list[Path]:
     for group in grouped(rows, _alike).values():
         panels = {}
         for name in WHAT:
+            known = by_provider([row for row in group if name in row.values])
             panels[f"Relative error of the {name}"] = {
-                way: (
-                    [_noise(row.case) for row in lines if name in row.values],
-                    [row.values[name] for row in lines if name in row.values],
-                )
-                for way, lines in grouped(group, lambda row: row.provider).items()
+                way: ([_noise(row.case) for row in lines], [row.values[name] for row in lines])
+                for way, lines in known.items()
             }
         path = folder / file_name(group[0], f"n{group[0].case.n}")
-        paths.append(plot.curves(panels, path, _title(group[0]), "Noise variance", y_log=True, x_falls=True))
+        paths.append(curves(panels, path, _title(group[0]), "Noise variance", x_falls=True))
     return paths

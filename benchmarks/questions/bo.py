@@ -9,20 +9,17 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator, LinearOperator
 
-from ..shared.agreement import check_same, distance, noted
-from ..shared.compare import both_times, case_tables, dot_pictures
-from ..shared.measuring import rows_in_turn
-from ..shared.models import loss_and_gradient
+from ..shared.measuring import Advance, Variant, check_same, distance, noted, rows_in_turn
+from ..shared.models import D, loss_and_gradient
 from ..shared.options import DTYPES, InputError, Options
-from ..shared.row import Case, Row
-from ..shared.show import Table, conditions, ratio, times
-from ..shared.timing import Variant
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Row
+from ..shared.tables import IN_TURN, TIMES_AND_RATIO, N, case_tables, conditions, over
 from ..shared.ways import STOCK, TENSORS, run_in
 
 try:
@@ -43,7 +40,6 @@ except ImportError as error:
 
 TITLE = "BoTorch"
 MODEL = "SingleTaskGP unless named, Hartmann-6"
-D = 6
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
 CANDIDATES, SAMPLES, FANTASIES, DISCRETE = 16, 128, 16, 1000
 THOMPSON, QUICK_THOMPSON, DRAWS = 5000, 500, 8
@@ -108,8 +104,10 @@ def _hartmann(x: torch.Tensor) -> torch.Tensor:
     return Hartmann(negate=True).to(x)(x).unsqueeze(-1)
 
 
-def _bounds(x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
+def _best(function: acquisition.AcquisitionFunction, x: torch.Tensor) -> torch.Tensor:
+    """Return the candidate of the unit cube that `optimize_acqf` finds."""
+    bounds = torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
+    return optimize_acqf(function, bounds, q=1, num_restarts=4, raw_samples=64)[0]
 
 
 def _step(case: Case) -> Task:
@@ -278,21 +276,21 @@ def _model_list(x: torch.Tensor, y: torch.Tensor) -> ModelListGP:
     return ModelListGP(*(SingleTaskGP(x, column) for column in y.split(1, dim=-1)))
 
 
-def _sampler() -> SobolQMCNormalSampler:
-    return SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
+def _sampler(samples: int = SAMPLES) -> SobolQMCNormalSampler:
+    return SobolQMCNormalSampler(torch.Size([samples]), seed=0)
 
 
 def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> acquisition.AcquisitionFunction:
     return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
 
 
-def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
-
-
 def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
     reference = y.min(dim=0).values
     return qLogNoisyExpectedHypervolumeImprovement(model, reference, x, sampler=_sampler(), prune_baseline=True)
+
+
+def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+    return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
 
 
 def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
@@ -304,8 +302,7 @@ def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.Acquisitio
 
 
 def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    sampler = SobolQMCNormalSampler(torch.Size([FANTASIES]), seed=0)
-    return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=sampler)
+    return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=_sampler(FANTASIES))
 
 
 def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
@@ -325,26 +322,27 @@ class Acquisition(NamedTuple):
 
     make: Callable[[Any, torch.Tensor, torch.Tensor], acquisition.AcquisitionFunction]
     q: int
-    sizes: tuple[int, ...] = (30, 200, 500)
+    sizes: tuple[int, ...] = (200, 500)
     outputs: int = 1
     model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP
     by_hand: bool = True
 
 
+SIZES = (30, 200, 500)
 ACQUISITIONS = {
-    "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1),
-    "UCB of 16 x 1 points, with gradient": Acquisition(_ucb, 1),
-    "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1),
-    "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4),
-    "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1),
-    "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4),
-    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(
-        partial(_q_log_nei, prune=False), 1, (200, 500)
+    "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1, SIZES),
+    "UCB of 16 x 1 points, with gradient": Acquisition(_ucb, 1, SIZES),
+    "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1, SIZES),
+    "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4, SIZES),
+    "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1, SIZES),
+    "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4, SIZES),
+    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(partial(_q_log_nei, prune=False), 1),
+    "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, outputs=2),
+    "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(
+        _q_log_nehvi, 1, outputs=2, model=_model_list
     ),
-    "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, (200, 500), 2),
-    "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(_q_log_nehvi, 1, (200, 500), 2, _model_list),
-    "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, (200, 500), by_hand=False),
-    "qMES of 16 x 1 points, with gradient": Acquisition(_q_mes, 1, (200, 500)),
+    "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, by_hand=False),
+    "qMES of 16 x 1 points, with gradient": Acquisition(_q_mes, 1),
 }
 
 
@@ -378,12 +376,7 @@ def _sampling(case: Case, by_hand: bool) -> Task:
 
 def _optimize(case: Case) -> Task:
     x, y = _observations(case)
-    log_ei = _log_ei(SingleTaskGP(x, y).eval(), x, y)
-
-    def optimize() -> torch.Tensor:
-        return optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
-
-    return Task(optimize, lambda: torch.manual_seed(0))
+    return Task(partial(_best, _log_ei(SingleTaskGP(x, y).eval(), x, y), x), lambda: torch.manual_seed(0))
 
 
 def _rounds(case: Case) -> int:
@@ -394,7 +387,7 @@ def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[acquisition.AcquisitionFun
     model = SingleTaskGP(x, y)
     fit_gpytorch_mll(_mll_of(model))
     log_ei = _log_ei(model, x, y)
-    return log_ei, optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
+    return log_ei, _best(log_ei, x)
 
 
 def _loop(case: Case) -> Task:
@@ -442,7 +435,7 @@ def _task(case: Case, provider: str) -> Task | None:
     return _fit(case, FITS[case.case]) if case.case in FITS else OTHERS[case.case](case)
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a task both ways, and by hand, in turn, and compare what it finds."""
     variants, results = {}, {}
     with warnings.catch_warnings():
@@ -472,35 +465,26 @@ def _label(case: Case) -> str:
     return case.case.replace(" m ", f" {case.m:,} ")
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    gain, most = (times(ratio(found[STOCK], found.get(other))) for other in (TENSORS, BY_HAND))
-    apart = f"{found[TENSORS].values['distance_from_stock']:.0e}"
-    return [[_label(case), f"{case.n:,}", *both_times(found), gain, most, apart]]
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
-    return case_tables(
-        rows,
-        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}, {row.case.settings}; {conditions(row)}",
-        ["task", "n", "stock (ms)", "tensors (ms)", "ratio", f"stock / {BY_HAND}", "distance of results"],
-        _lines,
-        f"Medians and [20 %, 80 %] quantiles, in turn. {BY_HAND.capitalize()}: of a model whose posterior is a few "
-        "operations of torch, with nothing of GPyTorch's in between, and which knows the points observed among those "
-        f"that it is asked for. Samples: {SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions "
-        "keep of the points observed those that may be best. Distance: of the numbers found, relative; of a fit the "
-        "loss at its end; in the loop, of what the candidates of both ways are worth to stock's acquisition function, "
-        "each round from the same data. The loop "
-        f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
-    )
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios, one picture for each data type."""
-    return dot_pictures(
-        rows,
-        folder,
-        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
-        "Time",
-        label=lambda row: f"{_label(row.case)}, n = {row.case.n:,}",
-    )
+tables = partial(
+    case_tables,
+    title=lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}, {row.case.settings}; {conditions(row)}",
+    columns={"task": lambda row, found: _label(row.case)}
+    | N
+    | TIMES_AND_RATIO
+    | {
+        f"stock / {BY_HAND}": over(STOCK, BY_HAND),
+        "distance of results": lambda row, found: f"{found[TENSORS].values['distance_from_stock']:.0e}",
+    },
+    caption=f"{IN_TURN} {BY_HAND.capitalize()}: of a model whose posterior is a few operations of torch, with nothing "
+    "of GPyTorch's in between, and which knows the points observed among those that it is asked for. Samples: "
+    f"{SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions keep of the points observed those "
+    "that may be best. Distance: of the numbers found, relative; of a fit the loss at its end; in the loop, of what "
+    "the candidates of both ways are worth to stock's acquisition function, each round from the same data. The loop "
+    f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
+)
+pictures = partial(
+    dot_pictures,
+    title=lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
+    what="Time",
+    label=lambda row: f"{_label(row.case)}, n = {row.case.n:,}",
+)

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 
 from .options import Options
-from .row import Case, Row
+from .rows import Case, Row
 
 
 def run_apart(work: Callable[..., Any], *arguments: object, environment: dict[str, str] | None = None) -> Any:

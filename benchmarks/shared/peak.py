@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .apart import run_apart
-from .timing import synchronize
+from .machine import synchronize
 
 STATUS = Path("/proc/self/status")
 

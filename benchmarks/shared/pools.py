@@ -14,8 +14,8 @@ import scipy.linalg  # noqa: F401 (loads the OpenBLAS of SciPy, beside NumPy's)
 import torch
 from threadpoolctl import ThreadpoolController
 
-from .show import milliseconds
-from .timing import Variant, in_turn
+from .measuring import Variant, in_turn
+from .tables import milliseconds
 from .ways import STOCK, TENSORS, run_in
 
 SIZE, NUM_OUTPUTS = 50, 2

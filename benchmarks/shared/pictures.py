@@ -1,8 +1,10 @@
-"""Plots of time, and of its ratio to stock, against n."""
+"""Pictures, made of rows, and the names of their files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from .row import Row
-from .rows import grouped
+from .rows import Row, by_provider, grouped, setting
+from .tables import Title, conditions
 from .ways import STOCK, WAYS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker says it once more.
@@ -64,42 +65,39 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _line(axes: Axes, look: dict[str, Any], xs: list[float], values: list[float], label: str) -> None:
-    axes.plot(xs, values, label=label, linewidth=1.5, **look)
+@contextmanager
+def _drawn(path: Path, title: str, *panels: int, **options: Any) -> Iterator[tuple]:
+    """Yield a figure and its axes, and write the figure to the PNG at `path`, under a title with the conditions."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(*panels, layout="constrained", **options)
+        yield figure, axes
+        figure.suptitle(title, fontsize=10)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        plt.close(figure)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+def file_name(row: Row, *parts: str) -> str:
+    """Return the name of a picture of rows like `row`; `parts` tell it from the question's others."""
+    words = [row.case.question, row.case.device.replace(":", ""), row.case.kernel, row.case.dtype, *parts]
+    return re.sub(r"\W+", "-", " ".join([*words, conditions(row)])) + ".png"
 
 
-def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str, floor: str | None = None) -> Path:
-    """Plot time against n (with the 20 % to 80 % band) beside the ratio of the base's time to each other provider's.
-
-    :param rows: Rows of one setting: a provider and an n each.
-    :param base: The provider the ratios refer to.
-    :param path: The PNG to write.
-    :param title: Title of the figure, with the conditions.
-    :param what: What is timed, for the axis.
-    :param floor: A provider that does only a part of the work: it has a time and no ratio.
-    :return: `path`.
-    """
+def _time_picture(rows: list[Row], path: Path, title: str, what: str, base: str, floor: str | None) -> Path:
+    """Plot time against n (with the 20 % to 80 % band) beside the ratio of the base's time to each other provider's."""
     timed = sorted((row for row in rows if row.p50), key=lambda row: row.case.n)
     base_time = {row.case: row.p50 for row in timed if row.provider == base}
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-        looks = _looks(row.provider for row in timed)
-        for name, group in grouped(timed, lambda row: row.provider).items():
+    looks = _looks(row.provider for row in timed)
+    with _drawn(path, title, 1, 2, figsize=(9.5, 3.8)) as (_, (left, right)):
+        for name, group in by_provider(timed).items():
             sizes = [row.case.n for row in group]
             p20, p50, p80 = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
-            _line(left, looks[name], sizes, p50, name)
+            left.plot(sizes, p50, label=name, linewidth=1.5, **looks[name])
             left.fill_between(sizes, p20, p80, color=looks[name]["color"], alpha=0.15, linewidth=0)
             paired = [row for row in group if row.case in base_time and name not in (base, floor)]
             if paired:
                 ratios = [base_time[row.case] / row.p50 for row in paired]
-                _line(right, looks[name], [row.case.n for row in paired], ratios, name)
+                right.plot([row.case.n for row in paired], ratios, label=name, linewidth=1.5, **looks[name])
         for axes in (left, right):
             axes.set_xscale("log")
             axes.set_xlabel("Number of training points n")
@@ -111,35 +109,51 @@ def time_and_ratio(rows: list[Row], base: str, path: Path, title: str, what: str
         right.axhline(1, color="0.4", linewidth=1, linestyle="--")
         right.set_ylabel(f"Time of {base} / time")
         right.set_ylim(bottom=0)
-        figure.suptitle(title, fontsize=10)
-        return _save(figure, path)
+    return path
+
+
+def time_pictures(
+    rows: list[Row],
+    folder: Path,
+    title: Title,
+    what: str,
+    base: str = STOCK,
+    floor: str | None = None,
+    key: Callable[[Row], Hashable] = setting,
+    part: Callable[[Row], tuple[str, ...]] = lambda row: (),
+) -> list[Path]:
+    """Plot time and its ratio to the base's against n, one picture for each setting; of `floor` the time alone.
+
+    :param what: What is timed, for the axis.
+    :param key: What the rows of a picture have in common.
+    :param part: What tells a picture's file name from those of the question's other pictures.
+    """
+    return [
+        _time_picture(group, folder / file_name(group[0], *part(group[0])), title(group[0]), what, base, floor)
+        for group in grouped(rows, key).values()
+    ]
 
 
 def curves(
     panels: dict[str, dict[str, tuple[list[float], list[float]]]],
     path: Path,
     title: str,
-    x_label: str,
-    y_log: bool,
+    x_label: str = "Number of training points n",
+    y_log: bool = True,
     x_falls: bool = False,
 ) -> Path:
     """Plot panels of curves over a logarithmic axis.
 
     :param panels: By the label of its ordinate (with the unit), each panel's curves: their points, by their names.
-    :param path: The PNG to write.
-    :param title: Title of the figure, with the conditions.
-    :param x_label: What is on the abscissa, with its unit.
     :param y_log: Whether the ordinates are logarithmic, too; otherwise they start at 0.
     :param x_falls: Whether the abscissa falls to the right.
-    :return: `path`.
     """
-    with plt.rc_context(STYLE):
-        width = 1.5 + 3.6 * len(panels)
-        figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.8), layout="constrained", squeeze=False)
+    size = (1.5 + 3.6 * len(panels), 3.8)
+    with _drawn(path, title, 1, len(panels), figsize=size, squeeze=False) as (_, all_axes):
         for axes, (y_label, series) in zip(all_axes[0], panels.items(), strict=True):
             looks = _looks(series)
             for name, (xs, ys) in series.items():
-                _line(axes, looks[name], xs, ys, name)
+                axes.plot(xs, ys, label=name, linewidth=1.5, **looks[name])
             axes.set_xscale("log")
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
@@ -151,39 +165,23 @@ def curves(
             else:
                 axes.set_ylim(bottom=0)
         all_axes[0][0].legend()
-        figure.suptitle(title, fontsize=10)
-        return _save(figure, path)
+    return path
 
 
-def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: Callable[[Row], str]) -> Path:
-    """Plot time, and its ratio to the base's, of problems that have no common axis: one line of dots a problem.
-
-    :param rows: Rows of one setting.
-    :param base: The provider the ratios refer to.
-    :param path: The PNG to write.
-    :param title: Title of the figure, with the conditions.
-    :param what: What is timed, for the axis.
-    :param label: Names the problem of a row.
-    :return: `path`.
-    """
+def _dot_picture(rows: list[Row], path: Path, title: str, what: str, label: Callable[[Row], str]) -> Path:
+    """Plot time, and its ratio to stock's, of problems that have no common axis: one line of dots a problem."""
     names = {row.case: label(row) for row in sorted(rows, key=lambda row: row.case.n, reverse=True)}
     height = {case: place for place, case in enumerate(names)}
-    base_time = {row.case: row.p50 for row in rows if row.provider == base}
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9.5, 1.7 + 0.32 * len(names)), layout="constrained", sharey=True
-        )
-        looks = _looks(row.provider for row in rows)
-        for name, group in grouped(rows, lambda row: row.provider).items():
+    base_time = {row.case: row.p50 for row in rows if row.provider == STOCK}
+    looks = _looks(row.provider for row in rows)
+    size = (9.5, 1.7 + 0.32 * len(names))
+    with _drawn(path, title, 1, 2, figsize=size, sharey=True) as (figure, (left, right)):
+        for name, group in by_provider(rows).items():
             places = [height[row.case] for row in group]
-            left.hlines(
-                places,
-                [row.p20 * 1e3 for row in group],
-                [row.p80 * 1e3 for row in group],
-                color=looks[name]["color"],
-            )
-            left.plot([row.p50 * 1e3 for row in group], places, linestyle="", label=name, **looks[name])
-            paired = [row for row in group if name != base and row.case in base_time]
+            low, p50, high = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
+            left.hlines(places, low, high, color=looks[name]["color"])
+            left.plot(p50, places, linestyle="", label=name, **looks[name])
+            paired = [row for row in group if name != STOCK and row.case in base_time]
             if paired:
                 places = [height[row.case] for row in paired]
                 right.plot([base_time[row.case] / row.p50 for row in paired], places, linestyle="", **looks[name])
@@ -194,27 +192,37 @@ def dots(rows: list[Row], base: str, path: Path, title: str, what: str, label: C
         left.set_xlabel(f"{what} (ms)")
         right.axvline(1, color="0.4", linewidth=1, linestyle="--")
         right.set_xlim(left=0)
-        right.set_xlabel(f"Time of {base} / time")
+        right.set_xlabel(f"Time of {STOCK} / time")
         figure.legend(loc="outside lower center", ncols=4)
-        figure.suptitle(title, fontsize=10)
-        return _save(figure, path)
+    return path
 
 
-def shares(
-    labels: list[str], series: dict[str, list[float]], path: Path, title: str, x_label: str, y_label: str
-) -> Path:
+def dot_pictures(
+    rows: list[Row],
+    folder: Path,
+    title: Title,
+    what: str,
+    label: Callable[[Row], str],
+    key: Callable[[Row], Hashable] = setting,
+    part: Callable[[Row], tuple[str, ...]] = lambda row: (),
+) -> list[Path]:
+    """Plot times and their ratios to stock's, a line of dots a problem: one picture for each setting.
+
+    :param label: Names the problem of a row; the others are those of :func:`time_pictures`.
+    """
+    return [
+        _dot_picture(group, folder / file_name(group[0], *part(group[0])), title(group[0]), what, label)
+        for group in grouped(rows, key).values()
+    ]
+
+
+def shares(labels: list[str], series: dict[str, list[float]], path: Path, title: str, y_label: str) -> Path:
     """Plot shares as bars side by side.
 
-    :param labels: Names the groups of bars.
+    :param labels: Names the groups of bars, one for each n.
     :param series: The share in each group, by the name of the part.
-    :param path: The PNG to write.
-    :param title: Title of the figure, with the conditions.
-    :param x_label: What the groups are.
-    :param y_label: What the shares are of.
-    :return: `path`.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.5, 4.3), layout="constrained")
+    with _drawn(path, title, figsize=(6.5, 4.3)) as (figure, axes):
         width = 0.8 / len(series)
         for number, (name, values) in enumerate(series.items()):
             places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
@@ -222,9 +230,8 @@ def shares(
         axes.axhline(0, color="0.4", linewidth=1)
         axes.set_xticks(range(len(labels)), labels)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel(x_label)
+        axes.set_xlabel("Number of training points n")
         axes.set_ylabel(y_label)
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
-        figure.suptitle(title, fontsize=10)
-        return _save(figure, path)
+    return path
