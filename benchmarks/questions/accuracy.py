@@ -25,7 +25,7 @@ from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import curves, file_name
 from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
-from ..shared.tables import WAY, Cell, Table, case_tables, every_row, listed
+from ..shared.tables import WAY, Cell, Table, case_tables, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
 
 DRAWS, QUICK_DRAWS = 5, 2
@@ -36,7 +36,6 @@ WHAT = ("loss", "gradient", "mean", "variance")
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type and noise."""
     settings = f"{QUICK_DRAWS if options.quick else DRAWS} draws"
     return [
         Case("accuracy", f"noise {noise:g}", n, D, dtype, options.device, m=TEST_POINTS, settings=settings)
@@ -164,7 +163,6 @@ def _error(name: str) -> Cell:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
     return case_tables(
         rows,
         _title,
@@ -176,7 +174,7 @@ def tables(rows: list[Row]) -> list[Table]:
         f"{rows[0].case.settings} of the data. Jitter: whether the covariance needed some to be factorized (as "
         "upstream does it), which shows in the errors.",
         key=_alike,
-        lines=every_row,
+        ways=(STOCK, TENSORS),
     )
 
 
@@ -217,7 +215,6 @@ def _remark(rows: list[Row]) -> str:
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the errors against the noise, one picture for each data type."""
     paths = []
     for group in grouped(rows, _alike).values():
         panels = {}

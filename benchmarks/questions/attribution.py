@@ -60,7 +60,6 @@ NOISE_FLOOR = 1e-4  # GaussianLikelihood's lower bound of the noise
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
     sizes, quick = (20, 100, 200, 500, 1000, 2000), (20, 100, 500, 1000)
     return cases_of("attribution", options, sizes, quick, kernels=("rbf",) if options.quick else ("rbf", "matern"))
 
@@ -212,7 +211,6 @@ def _remark(rows: list[Row]) -> str:
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the parts of the gain, relative to stock's time, against n."""
     paths = []
     for group in grouped(rows, setting).values():
         found = by_case(group)

@@ -27,7 +27,7 @@ from ..shared.measuring import Advance, spread
 from ..shared.options import InputError, Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Row, by_case, grouped
-from ..shared.tables import TIMES_AND_RATIO, WAY, Table, case_tables, conditions, every_row, percent, ratio, say
+from ..shared.tables import TIMES_AND_RATIO, WAY, Table, case_tables, conditions, percent, ratio, say
 from ..shared.ways import STOCK, TENSORS
 
 TITLE = "A whole loop: Ax's Client, Hartmann-6"
@@ -59,7 +59,6 @@ class Loop(NamedTuple):
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each space, with OpenBLAS's threads as they are and with one; n is the number of trials."""
     if find_spec("ax") is None:
         raise InputError("The question ax is left out, as it needs Ax: python -m pip install ax-platform.")
     if options.device != "cpu":
@@ -181,12 +180,11 @@ def tables(rows: list[Row]) -> list[Table]:
         LOOP | WAY | OWNERS,
         "Shares of the samples of a profiler: each is of the innermost function that is of one of these, with what it "
         "calls in torch and NumPy. autograd's backward: torch's own, wherever it was called from.",
-        lines=every_row,
+        ways=(STOCK, TENSORS),
     )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the times of all trials but the model's first."""
     rows = [row for row in rows if row.mode == OTHERS]
     return dot_pictures(rows, folder, _title, "Time in get_next_trials", label=lambda row: row.case.case)
 

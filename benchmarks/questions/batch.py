@@ -10,7 +10,7 @@ from ..shared.models import mean_and_variance, model_of, test_points_of
 from ..shared.options import Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Row, setting_and_mode
-from ..shared.tables import IN_TURN, TIMES, N, case_tables, over, titled_by_mode
+from ..shared.tables import IN_TURN, TIMES, N, case_tables, over, titled
 from ..shared.ways import LOG_PROB, STOCK, TENSORS, WAYS_CAPTION, run_in
 from .train import steps_that_agree
 
@@ -21,7 +21,6 @@ STEP, PREDICTION = "training step", f"prediction of {TEST_POINTS} points each, l
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type, n and number of models."""
     made = cases_of("batch", options, (50, 100), m=TEST_POINTS)
     return [replace(case, batch=batch) for case in made for batch in BATCHES]
 
@@ -40,7 +39,7 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 tables = partial(
     case_tables,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     columns={"models": lambda row, found: f"{row.case.batch}"}
     | N
     | TIMES
@@ -50,7 +49,7 @@ tables = partial(
 )
 pictures = partial(
     dot_pictures,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     what="Time",
     label=lambda row: f"{row.case.batch} models, n = {row.case.n:,}",
     key=setting_and_mode,

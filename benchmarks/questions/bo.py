@@ -24,6 +24,7 @@ from ..shared.ways import STOCK, TENSORS, run_in
 
 try:
     from botorch import acquisition
+    from botorch.acquisition import AcquisitionFunction
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
@@ -70,21 +71,19 @@ class Task(NamedTuple):
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type, task and n."""
+    def at(task: str, *sizes: int) -> list[tuple[str, int]]:
+        return [(task, n) for n in options.choose("sizes", sizes, quick=sizes[:1])]
 
-    def sizes(*usual: int) -> tuple[int, ...]:
-        return options.choose("sizes", usual, quick=usual[:1])
-
-    tasks = [(task, n) for task in (STEP, STEP_OF_TASKS) for n in sizes(30, 300)]
-    tasks += [(task, n) for task in FITS for n in sizes(30, 50, 100, 300)]
-    tasks += [(task, n) for task, asked in ACQUISITIONS.items() for n in sizes(*asked.sizes)]
-    tasks += [(SAMPLING, n) for n in sizes(200, 500)] + [(OPTIMIZE, n) for n in sizes(30, 300)]
+    tasks = [*at(STEP, 30, 300), *at(STEP_OF_TASKS, 30, 300)]
+    tasks += [each for task in FITS for each in at(task, 30, 50, 100, 300)]
+    tasks += [each for task, asked in ACQUISITIONS.items() for each in at(task, *asked.sizes)]
+    tasks += [*at(SAMPLING, 200, 500), *at(OPTIMIZE, 30, 300), (LOOP, FIRST_POINTS)]
     settings = f"{options.effort}, BoTorch {botorch_version}"
     m = {SAMPLING: QUICK_THOMPSON if options.quick else THOMPSON}
     return [
         Case("bo", task, n, D, dtype, options.device, m=m.get(task, 0), settings=settings)
         for dtype in options.choose("dtypes", ("float64",))
-        for task, n in [*tasks, (LOOP, FIRST_POINTS)]
+        for task, n in tasks
     ]
 
 
@@ -104,10 +103,14 @@ def _hartmann(x: torch.Tensor) -> torch.Tensor:
     return Hartmann(negate=True).to(x)(x).unsqueeze(-1)
 
 
-def _best(function: acquisition.AcquisitionFunction, x: torch.Tensor) -> torch.Tensor:
+def _best(function: AcquisitionFunction, x: torch.Tensor) -> torch.Tensor:
     """Return the candidate of the unit cube that `optimize_acqf` finds."""
     bounds = torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
     return optimize_acqf(function, bounds, q=1, num_restarts=4, raw_samples=64)[0]
+
+
+def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
+    return ExactMarginalLogLikelihood(model.likelihood, model).train()
 
 
 def _step(case: Case) -> Task:
@@ -122,8 +125,8 @@ def _step_of_tasks(case: Case) -> Task:
     return _step_of(model, list(model.train_inputs))  # its noise depends on the task
 
 
-def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
-    return ExactMarginalLogLikelihood(model.likelihood, model).train()
+def _loss(mll: ExactMarginalLogLikelihood, *params: object) -> torch.Tensor:
+    return -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets, *params)
 
 
 def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> Task:
@@ -131,22 +134,21 @@ def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> Task:
 
     def step() -> torch.Tensor:
         model.zero_grad()
-        loss = -mll(model(*model.train_inputs), model.train_targets, *params)
+        loss = _loss(mll, *params)
         loss.backward()
         return loss.detach()
 
     return Task(lambda: loss_and_gradient(model, step))
 
 
-def _fit(case: Case, outputs: int) -> Task:
-    mll = _mll_of(SingleTaskGP(*_observations(case, outputs)))
+def _fit(case: Case) -> Task:
+    mll = _mll_of(SingleTaskGP(*_observations(case, FITS[case.case])))
     start = deepcopy(mll.state_dict())
 
+    @torch.no_grad()
     def loss(mll: ExactMarginalLogLikelihood) -> torch.Tensor:
         """Return the loss at the end: in flat directions parameters say nothing."""
-        with torch.no_grad():
-            model = mll.train().model
-            return -mll(model(*model.train_inputs), model.train_targets).reshape(-1).double().cpu()
+        return _loss(mll.train()).reshape(-1).double().cpu()
 
     return Task(partial(fit_gpytorch_mll, mll), lambda: (mll.load_state_dict(start), mll.train()), loss)
 
@@ -280,32 +282,32 @@ def _sampler(samples: int = SAMPLES) -> SobolQMCNormalSampler:
     return SobolQMCNormalSampler(torch.Size([samples]), seed=0)
 
 
-def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> acquisition.AcquisitionFunction:
+def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> AcquisitionFunction:
     return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
 
 
-def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     reference = y.min(dim=0).values
     return qLogNoisyExpectedHypervolumeImprovement(model, reference, x, sampler=_sampler(), prune_baseline=True)
 
 
-def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
 
 
-def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.LogExpectedImprovement(model, best_f=y.max())
 
 
-def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.UpperConfidenceBound(model, beta=2.0)
 
 
-def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=_sampler(FANTASIES))
 
 
-def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x))
 
 
@@ -320,7 +322,7 @@ class Acquisition(NamedTuple):
     :param by_hand: Whether a posterior is all that it asks the model for.
     """
 
-    make: Callable[[Any, torch.Tensor, torch.Tensor], acquisition.AcquisitionFunction]
+    make: Callable[[Any, torch.Tensor, torch.Tensor], AcquisitionFunction]
     q: int
     sizes: tuple[int, ...] = (200, 500)
     outputs: int = 1
@@ -346,7 +348,8 @@ ACQUISITIONS = {
 }
 
 
-def _acquisition(case: Case, asked: Acquisition, by_hand: bool) -> Task:
+def _acquisition(case: Case, by_hand: bool) -> Task:
+    asked = ACQUISITIONS[case.case]
     x, y = _observations(case, asked.outputs)
     model = (_GPByHand if by_hand else asked.model)(x, y).eval()
     torch.manual_seed(0)  # which points a function prunes, or what it discretizes, is drawn
@@ -383,7 +386,7 @@ def _rounds(case: Case) -> int:
     return QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
 
 
-def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[acquisition.AcquisitionFunction, torch.Tensor]:
+def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[AcquisitionFunction, torch.Tensor]:
     model = SingleTaskGP(x, y)
     fit_gpytorch_mll(_mll_of(model))
     log_ei = _log_ei(model, x, y)
@@ -419,25 +422,22 @@ def _candidates_apart(case: Case) -> float:
     return apart
 
 
-OTHERS = {STEP: _step, STEP_OF_TASKS: _step_of_tasks, OPTIMIZE: _optimize, LOOP: _loop}
+NOT_BY_HAND = {STEP: _step, STEP_OF_TASKS: _step_of_tasks, OPTIMIZE: _optimize, LOOP: _loop} | dict.fromkeys(FITS, _fit)
 
 
 def _task(case: Case, provider: str) -> Task | None:
     """Return the work of `case`, or None where it cannot be done by hand."""
     by_hand = provider == BY_HAND
-    if case.case in ACQUISITIONS:
-        asked = ACQUISITIONS[case.case]
-        return _acquisition(case, asked, by_hand) if asked.by_hand or not by_hand else None
     if case.case == SAMPLING:
         return _sampling(case, by_hand)
-    if by_hand:
-        return None
-    return _fit(case, FITS[case.case]) if case.case in FITS else OTHERS[case.case](case)
+    if case.case in ACQUISITIONS:
+        return _acquisition(case, by_hand) if ACQUISITIONS[case.case].by_hand or not by_hand else None
+    return None if by_hand else NOT_BY_HAND[case.case](case)
 
 
 def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a task both ways, and by hand, in turn, and compare what it finds."""
-    variants, results = {}, {}
+    variants, results, brief = {}, {}, case.case in BRANCHING
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # BoTorch's advice on scaling and restarts would tear the progress bar
         for provider in (STOCK, TENSORS, BY_HAND):
@@ -448,14 +448,13 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
             variants[provider] = Variant(run_in(way, task.run), task.prepare)
             task.prepare()
             results[provider] = run_in(STOCK, partial(task.result, variants[provider].run()))()
-        if case.case not in BRANCHING:
+        if not brief:
             check_same(results, case.dtype, f"{case.case}, n = {case.n}")
         values = noted({provider: distance(result, results[STOCK]) for provider, result in results.items()})
         if case.case == LOOP:
             for provider, result in results.items():
                 values[provider]["best"] = float(result[-1])
             values[TENSORS]["distance_from_stock"] = _candidates_apart(case)
-        brief = case.case in BRANCHING
         return rows_in_turn(
             case, case.case, variants, options, advance, values, with_memory=not brief, least=3 if brief else 5
         )

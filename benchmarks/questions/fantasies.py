@@ -23,7 +23,6 @@ MAKING, FIRST = f"making {FANTASIES} x 1 points", "their first query"
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type, n and task."""
     made = cases_of("fantasies", options, (100, 1000), quick=(100,), m=TEST_POINTS)
     return [replace(case, case=task) for case in made for task in (MAKING, FIRST)]
 

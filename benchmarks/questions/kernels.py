@@ -155,7 +155,6 @@ class KernelGP(gpytorch.models.ExactGP):
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
     names = available() if options.sets is None else options.sets
     unknown = [name for name in names if name not in available()]
     if unknown:
@@ -235,7 +234,6 @@ def _name(row: Row, found: Found) -> str:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each n and data type."""
     return case_tables(
         sorted(rows, key=lambda row: row.case.n),
         _title,

@@ -19,7 +19,7 @@ from ..shared.measuring import Advance, timed
 from ..shared.models import D, dense_at_every_n, model_of, training_step
 from ..shared.options import DTYPES, Options
 from ..shared.rows import Case, Row
-from ..shared.tables import WAY, Table, case_tables, every_row, milliseconds, say, titled
+from ..shared.tables import WAY, Table, case_tables, milliseconds, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Largest n that trains"
@@ -31,7 +31,6 @@ WHOLE = "all"
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type."""
     small = QUICK_SMALL if options.quick else SMALL
     budget = f"{options.memory[0]:g} GiB" if options.memory else WHOLE
     if not options.memory and torch.device(options.device).type != "cuda":
@@ -126,10 +125,9 @@ COLUMNS = {
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
     caption = (
         f"The first n tried is the one at which the n x n matrices that a step at n = {rows[0].case.n:,} needs fill "
         f"{FILL:.0%} of the memory; after one that did not train comes one smaller by {1 - SHRINK:.0%}, after one that "
         "did the one that its own matrices allow. The step is the first at that n."
     )
-    return case_tables(rows, titled(TITLE), COLUMNS, caption, lines=every_row)
+    return case_tables(rows, titled(TITLE), COLUMNS, caption, ways=(STOCK, TENSORS))

@@ -20,7 +20,7 @@ from ..shared.measuring import Advance, cases_of, with_room
 from ..shared.models import mean_and_variance, model_of, test_points_of, training_step
 from ..shared.options import DTYPES, Options
 from ..shared.rows import Case, Row, setting_and_mode
-from ..shared.tables import WAY, N, case_tables, every_row, say, titled_by_mode
+from ..shared.tables import WAY, N, case_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Launches and waits"
@@ -38,7 +38,6 @@ WARNING = "called a synchronizing CUDA operation"
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
     dtypes = ("float64",) if options.quick else tuple(DTYPES)
     return cases_of("launches", options, (50, 200, 1000), (50, 200), dtypes, m=TEST_POINTS, settings="")
 
@@ -115,7 +114,7 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 tables = partial(
     case_tables,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     columns=N
     | WAY
     | {what: lambda row, found, what=what: f"{row.values[what]:,}" if what in row.values else "-" for what in COUNTS},
@@ -123,5 +122,5 @@ tables = partial(
     f"points. {OPERATORS.capitalize()}: of torch, called by Python or autograd. {WARNED.capitalize()}: torch's own "
     f"count; {WAITS}: calls of the CUDA runtime that wait, libraries' among them. A dash: not to be counted here.",
     key=setting_and_mode,
-    lines=every_row,
+    ways=(STOCK, TENSORS),
 )

@@ -28,7 +28,6 @@ LIMITS = (FLOOR, "n^3 operations", "bytes")
 
 
 def cases(options: Options) -> list[Case]:
-    """Return the cases of `train`, with the RBF kernel if none was asked for."""
     return [case for case in training_cases(options, "limits") if case.kernel in options.choose("kernels", ("rbf",))]
 
 
@@ -70,12 +69,11 @@ tables = partial(
     columns=COLUMNS,
     caption=f"{FLOOR}: torch.linalg.cholesky_ex and torch.cholesky_inverse. n^3 operations: at the rate of a matrix "
     f"product of that n. Bytes: of {MATRICES_MOVED} n x n matrices, at the rate of a copy. Medians, in turn.",
-    lines=lambda found: [found[STOCK], found[TENSORS]],
+    ways=(STOCK, TENSORS),
 )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot a step over the factorization, and over n^3 operations, against n: one picture for each setting."""
     paths = []
     for group in grouped(rows, setting).values():
         found = by_case(group)

@@ -14,7 +14,7 @@ from ..shared.models import D, mean_and_variance, model_of, test_points_of, trai
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import curves, file_name
 from ..shared.rows import Case, Found, Row, by_provider, grouped, setting
-from ..shared.tables import WAY, Cell, N, Table, case_tables, describe, every_row, mebibytes, say, titled
+from ..shared.tables import WAY, Cell, N, Table, case_tables, describe, mebibytes, say, titled
 from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
 from .predict import ways_that_fit
 
@@ -26,7 +26,6 @@ TRAINED, ASKED = 500, (5000, 65536)  # training points, and test points, of the 
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n, and one for each number of test points."""
     budgets = "GiB " + ",".join(f"{gib:g}" for gib in options.choose("memory", (8, 16, 32, 80)))
     steps = cases_of("memory", options, (500, 1000, 2000, 3000), quick=(500, 1000), settings=budgets)
     predictions = [
@@ -133,12 +132,11 @@ def tables(rows: list[Row]) -> list[Table]:
         "First call for mean and variance. Tensors: peak of what torch's allocator hands out. Process: largest "
         "resident set of a fresh process, with its libraries and the model loaded, before and after the call. Stock is "
         "left out where there is no room for the joint covariance of all points, which it builds.",
-        lines=every_row,
+        ways=PROVIDERS,
     )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the peak of a step against n, one picture for each kernel and data type."""
     paths = []
     for group in _steps(rows):
         series = {

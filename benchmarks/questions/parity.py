@@ -15,7 +15,7 @@ from ..shared.measuring import Advance, cases_of, distance, with_room
 from ..shared.models import loss_and_gradient, model_of, sample_problem, test_points_of, training_step
 from ..shared.options import DTYPES, Options
 from ..shared.rows import Case, Row
-from ..shared.tables import WAY, N, case_tables, describe, every_row
+from ..shared.tables import WAY, N, case_tables, describe
 from ..shared.ways import STOCK, TENSORS, WAYS
 
 TITLE = "Distance from the CPU with the flag off"
@@ -26,7 +26,6 @@ SAME = {"float64": 1e-8, "float32": 2e-2}  # relative
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type, n and number of models; the larger n is worked through in blocks."""
     kernels = ("rbf", "matern")
     made = cases_of("parity", options, (50, 1500), quick=(50,), kernels=kernels, m=TEST_POINTS, settings="")
     return [replace(case, batch=batch) for case in made for batch in BATCHES]
@@ -77,7 +76,7 @@ tables = partial(
     | {"verdict": lambda row, found: "DIFFERS" if differs(row) else "same"},
     caption=f"Relative, by norms; the same: at most {SAME['float64']:g} in float64 and {SAME['float32']:g} in float32. "
     f"A fantasy: the model after {FANTASIES} more points.",
-    lines=every_row,
+    ways=(STOCK, TENSORS),
 )
 
 

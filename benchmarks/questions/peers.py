@@ -27,7 +27,7 @@ from ..shared.models import ExactGP, mean_and_variance, problem_of, test_points_
 from ..shared.options import Options
 from ..shared.pictures import time_pictures
 from ..shared.rows import Case, Row, grouped, setting_and_mode
-from ..shared.tables import Table, ratio_tables, say, titled_by_mode
+from ..shared.tables import Table, ratio_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Against other libraries"
@@ -199,7 +199,6 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel, data type and mode."""
     caption = (
         "All compute the same numbers, checked before they are timed; plain torch goes back through Cholesky by "
         f"autograd. Prediction: mean and variance at {TEST_POINTS} points, with the factor where the library keeps it."
@@ -213,7 +212,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 pictures = partial(
     time_pictures,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     what="Time",
     base=TENSORS,
     key=setting_and_mode,

@@ -12,7 +12,7 @@ from ..shared.models import D, ExactGP, dense_at_every_n, mean_and_variance, mod
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Row, setting_and_mode
-from ..shared.tables import MEMORY, TIMES_AND_RATIO, N, case_tables, say, titled_by_mode
+from ..shared.tables import MEMORY, TIMES_AND_RATIO, N, case_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Time of a prediction"
@@ -24,7 +24,6 @@ FIRST, SECOND, MEAN, GRADIENT = "first call", "later call", "later call, mean on
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each number of training and test points."""
     problems = QUICK_PROBLEMS if options.quick else PROBLEMS
     if options.sizes:
         problems = tuple((n, TEST_POINTS) for n in options.sizes)
@@ -89,7 +88,7 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 tables = partial(
     case_tables,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     columns=N | {"test points": lambda row, found: f"{row.case.m:,}"} | TIMES_AND_RATIO | MEMORY,
     caption="Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call. "
     "Stock is left out (-) where there is no room for the joint covariance of all points, which it builds.",
@@ -97,7 +96,7 @@ tables = partial(
 )
 pictures = partial(
     dot_pictures,
-    title=titled_by_mode(TITLE),
+    title=titled(TITLE, with_mode=True),
     what=TITLE,
     label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test point{'s' if row.case.m > 1 else ''}",
     key=setting_and_mode,

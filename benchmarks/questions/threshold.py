@@ -62,7 +62,6 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
     errors = {
         f"{name} error, {way}": lambda row, found, name=name, way=way: f"{found[way].values[name]:.0e}"
         for name in ERRORS

@@ -30,7 +30,6 @@ MATRICES = {STOCK: STOCK_MATRICES, NO_COPY: STOCK_MATRICES, LOG_PROB: 9, TENSORS
 
 
 def cases(options: Options, question: str = "train") -> list[Case]:
-    """Return one case for each kernel, data type and n, and on CPU further ones where matrices were freed."""
     sizes, quick = (20, 50, 100, 200, 500, 1000, 2000, 4000), (20, 100, 500, 1000)
     made = cases_of(question, options, sizes, quick, tuple(DTYPES), ("rbf",) if options.quick else ("rbf", "matern"))
     if question == "train" and options.device == "cpu" and not options.quick:
@@ -78,7 +77,6 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type, and one where larger matrices had been freed."""
     caption = f"{WAYS_CAPTION} '{NO_COPY}': without `.contiguous()` after Cholesky. {FLOOR}: the factorization alone."
     titles = {SYNTHETIC: TITLE, FREED: f"{TITLE}, {FREED}"}
     return [

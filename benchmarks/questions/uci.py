@@ -28,7 +28,6 @@ from ..shared.tables import (
     Table,
     case_tables,
     conditions,
-    every_row,
     mebibytes,
     once,
     ratio,
@@ -63,7 +62,6 @@ def _steps(options: Options) -> int:
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data set, n, kernel and data type."""
     settings = f"{_steps(options)} steps of Adam; split {options.split}, data "
     return [
         Case("uci", name, n, data.train_x.shape[1], dtype, options.device, kernel, settings=settings + data.fingerprint)
@@ -199,7 +197,7 @@ RESULTS = {
 
 def _table(rows: list[Row], what: str, columns: dict[str, Cell], caption: str) -> Table:
     title = f"Training on real data: {what}. "
-    (made,) = case_tables(rows, lambda row: title + _title(row), HEADS | columns, caption, _alike, every_row)
+    (made,) = case_tables(rows, lambda row: title + _title(row), HEADS | columns, caption, _alike, PROVIDERS)
     return made
 
 

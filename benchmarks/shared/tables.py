@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -132,10 +132,14 @@ def conditions(row: Row) -> str:
     return f"{device}{row.machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def versions_of(row: Row) -> str:
+    """Return the versions that `row` was measured with."""
+    return ", ".join(f"{name} {version}" for name, version in row.versions.items())
+
+
 def software(row: Row) -> str:
     """Return in a line with what `row` was measured."""
-    names = ", ".join(f"{name} {version}" for name, version in row.versions.items())
-    return f"{names}; commit {row.commit}; {row.date}"
+    return f"{versions_of(row)}; commit {row.commit}; {row.date}"
 
 
 def describe(row: Row) -> str:
@@ -147,14 +151,9 @@ Title = Callable[[Row], str]  # of one of a table's, or a picture's, rows
 Cell = Callable[[Row, Found], str]  # of a line's row, and of all rows of its case
 
 
-def titled(title: str) -> Title:
-    """Return what puts the rows' setting behind `title`."""
-    return lambda row: f"{title}: {describe(row)}"
-
-
-def titled_by_mode(title: str) -> Title:
-    """Return what puts the rows' mode and setting behind `title`."""
-    return lambda row: f"{title}, {row.mode}: {describe(row)}"
+def titled(title: str, with_mode: bool = False) -> Title:
+    """Return what puts the rows' setting, and their mode if asked, behind `title`."""
+    return lambda row: f"{title}{', ' + row.mode if with_mode else ''}: {describe(row)}"
 
 
 def time_of(way: str) -> Cell:
@@ -182,23 +181,13 @@ MEMORY: dict[str, Cell] = {
 }
 
 
-def first_row(found: Found) -> list[Row]:
-    """Return the one row of a case that has a line, where there is a line for each case."""
-    return list(found.values())[:1]
-
-
-def every_row(found: Found) -> list[Row]:
-    """Return all rows of a case, for a line each."""
-    return list(found.values())
-
-
 def case_tables(
     rows: list[Row],
     title: Title,
     columns: dict[str, Cell],
     caption: str,
     key: Callable[[Row], Hashable] = setting,
-    lines: Callable[[Found], Iterable[Row]] = first_row,
+    ways: tuple[str, ...] = (),
 ) -> list[Table]:
     """Return one table for each setting, with a line for each case, or more.
 
@@ -206,13 +195,16 @@ def case_tables(
     :param columns: The cells' makers by the heads of the columns.
     :param caption: How to read it.
     :param key: What the rows of a table have in common.
-    :param lines: Picks those rows of a case that have a line of their own.
+    :param ways: Providers whose rows have a line each (Default: a case has one).
     """
     made = []
     for group in grouped(rows, key).values():
-        made_of = [(row, found) for found in by_case(group).values() for row in lines(found)]
-        cells = [[cell(row, found) for cell in columns.values()] for row, found in made_of]
-        made.append(Table(title(group[0]), list(columns), cells, caption, software(group[0])))
+        lines = [
+            [cell(row, found) for cell in columns.values()]
+            for found in by_case(group).values()
+            for row in ([row for way, row in found.items() if way in ways] if ways else list(found.values())[:1])
+        ]
+        made.append(Table(title(group[0]), list(columns), lines, caption, software(group[0])))
     return made
 
 
