@@ -21,22 +21,22 @@ MEASURED = (
 )  # folders within as well; a change elsewhere (README, tests, results) leaves the rows valid
 
 
-def _version(distribution: str, missing: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return missing
-
-
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of what is measured."""
+
+    def installed(distribution: str, missing: str) -> str:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            return missing
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "gpytorch": _version("gpytorch", "unknown"),
-        "linear_operator": _version("linear_operator", "unknown"),
-        "overlay": _version("gpytorch-tensors", "checkout"),
+        "gpytorch": installed("gpytorch", "unknown"),
+        "linear_operator": installed("linear_operator", "unknown"),
+        "overlay": installed("gpytorch-tensors", "checkout"),
     }
 
 
