@@ -45,20 +45,14 @@ DRY = "a dry run on {}: what only CUDA can count is left out by name, and no tim
 
 @dataclass
 class Run:
-    """What a call was asked for, when it begins no further case, and what it has so far.
-
-    :param facts: The environment.
-    :param tests: The outcome of the tests.
-    :param rows: The rows of each question.
-    :param failures: The tracebacks of what failed, by section.
-    """
+    """What a call was asked for, when it begins no further case, and what it has so far."""
 
     options: Options
     until: float
-    facts: dict[str, object] = field(default_factory=dict)
-    tests: dict[str, object] = field(default_factory=dict)
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)  # the environment
+    tests: dict[str, object] = field(default_factory=dict)  # the outcome of the tests
+    rows: dict[str, list[Row]] = field(default_factory=dict)  # the rows of each question
+    failures: dict[str, str] = field(default_factory=dict)  # the tracebacks of what failed, by section
 
     def seconds(self, minutes: float) -> float:
         """Return the seconds that are left for something that may take so many minutes."""

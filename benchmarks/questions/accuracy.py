@@ -25,7 +25,7 @@ from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import curves, file_name
 from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
-from ..shared.tables import WAY, Cell, Table, case_tables, listed
+from ..shared.tables import WAY, Table, case_tables, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
 
 DRAWS, QUICK_DRAWS = 5, 2
@@ -158,17 +158,17 @@ def _title(row: Row) -> str:
     return f"{TITLE}: RBF, n = {row.case.n}, d = {D}, {row.case.dtype}"
 
 
-def _error(name: str) -> Cell:
-    return lambda row, found: f"{row.values[name]:.1e}" if name in row.values else "failed"
-
-
 def tables(rows: list[Row]) -> list[Table]:
+    errors = {
+        name: lambda row, found, name=name: f"{row.values[name]:.1e}" if name in row.values else "failed"
+        for name in WHAT
+    }
     return case_tables(
         rows,
         _title,
         {"case": lambda row, found: row.case.case}
         | WAY
-        | {name: _error(name) for name in WHAT}
+        | errors
         | {"jitter": lambda row, found: "yes" if row.values.get("jitter", True) else "no"},
         f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
         f"{rows[0].case.settings} of the data. Jitter: whether the covariance needed some to be factorized (as "

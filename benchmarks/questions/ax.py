@@ -44,18 +44,12 @@ LEVELS = "abcd"
 
 
 class Loop(NamedTuple):
-    """What a loop was.
+    """What a loop was."""
 
-    :param seconds: The seconds of each trial.
-    :param first: Which of them was the model's first.
-    :param best: The best value found of the first objective.
-    :param shares: Whose the time after it was, if that was asked for.
-    """
-
-    seconds: list[float]
-    first: int | None
-    best: float
-    shares: dict[str, float]
+    seconds: list[float]  # the seconds of each trial
+    first: int | None  # which of them was the model's first
+    best: float  # the best value found of the first objective
+    shares: dict[str, float]  # whose the time after it was, if that was asked for
 
 
 def cases(options: Options) -> list[Case]:

@@ -60,13 +60,11 @@ BRANCHING = (*FITS, SAMPLING, OPTIMIZE, LOOP)
 class Task(NamedTuple):
     """Work to be timed.
 
-    :param run: The work.
-    :param prepare: What has to happen before each run and is not timed.
     :param result: Turns what `run` returns into the numbers to compare.
     """
 
-    run: Callable[[], Any]
-    prepare: Callable[[], object] = lambda: None
+    run: Callable[[], Any]  # the work
+    prepare: Callable[[], object] = lambda: None  # what has to happen before each run and is not timed
     result: Callable[[Any], torch.Tensor] = lambda found: found.detach().reshape(-1).double().cpu()
 
 
@@ -111,10 +109,6 @@ def _best(function: AcquisitionFunction, x: torch.Tensor) -> torch.Tensor:
 
 def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
     return ExactMarginalLogLikelihood(model.likelihood, model).train()
-
-
-def _step(case: Case) -> Task:
-    return _step_of(SingleTaskGP(*_observations(case)))
 
 
 def _step_of_tasks(case: Case) -> Task:
@@ -299,41 +293,23 @@ def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction
     return acquisition.LogExpectedImprovement(model, best_f=y.max())
 
 
-def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
-    return acquisition.UpperConfidenceBound(model, beta=2.0)
-
-
-def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
-    return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=_sampler(FANTASIES))
-
-
-def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
-    return acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x))
-
-
 class Acquisition(NamedTuple):
-    """An acquisition function, its value and gradient at a batch of candidates.
+    """An acquisition function, its value and gradient at a batch of candidates."""
 
-    :param make: Makes it of a model and its data.
-    :param q: How many candidates are judged together.
-    :param sizes: Numbers of training points.
-    :param outputs: The model's outputs.
-    :param model: Makes the model.
-    :param by_hand: Whether a posterior is all that it asks the model for.
-    """
-
-    make: Callable[[Any, torch.Tensor, torch.Tensor], AcquisitionFunction]
-    q: int
-    sizes: tuple[int, ...] = (200, 500)
-    outputs: int = 1
-    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP
-    by_hand: bool = True
+    make: Callable[[Any, torch.Tensor, torch.Tensor], AcquisitionFunction]  # makes it of a model and its data
+    q: int  # how many candidates are judged together
+    sizes: tuple[int, ...] = (200, 500)  # numbers of training points
+    outputs: int = 1  # the model's outputs
+    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP  # makes the model
+    by_hand: bool = True  # whether a posterior is all that it asks the model for
 
 
 SIZES = (30, 200, 500)
 ACQUISITIONS = {
     "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1, SIZES),
-    "UCB of 16 x 1 points, with gradient": Acquisition(_ucb, 1, SIZES),
+    "UCB of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.UpperConfidenceBound(model, beta=2.0), 1, SIZES
+    ),
     "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1, SIZES),
     "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4, SIZES),
     "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1, SIZES),
@@ -343,8 +319,14 @@ ACQUISITIONS = {
     "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(
         _q_log_nehvi, 1, outputs=2, model=_model_list
     ),
-    "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, by_hand=False),
-    "qMES of 16 x 1 points, with gradient": Acquisition(_q_mes, 1),
+    "qKG of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.qKnowledgeGradient(model, FANTASIES, _sampler(FANTASIES)),
+        1 + FANTASIES,
+        by_hand=False,
+    ),
+    "qMES of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x)), 1
+    ),
 }
 
 
@@ -422,7 +404,12 @@ def _candidates_apart(case: Case) -> float:
     return apart
 
 
-NOT_BY_HAND = {STEP: _step, STEP_OF_TASKS: _step_of_tasks, OPTIMIZE: _optimize, LOOP: _loop} | dict.fromkeys(FITS, _fit)
+NOT_BY_HAND = {
+    STEP: lambda case: _step_of(SingleTaskGP(*_observations(case))),
+    STEP_OF_TASKS: _step_of_tasks,
+    OPTIMIZE: _optimize,
+    LOOP: _loop,
+} | dict.fromkeys(FITS, _fit)
 
 
 def _task(case: Case, provider: str) -> Task | None:

@@ -29,7 +29,7 @@ from ..shared.measuring import STOCK_MATRICES, Advance, Variant, check_same, fit
 from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem, training_step
 from ..shared.options import DTYPES, InputError, Options
 from ..shared.pictures import dot_pictures
-from ..shared.rows import Case, Found, Row, machine_of
+from ..shared.rows import Case, Row, machine_of
 from ..shared.tables import IN_TURN, TIMES, Table, case_tables, conditions, over
 from ..shared.ways import STOCK, TENSORS, run_in, takes_tensors
 
@@ -178,8 +178,7 @@ def by_hand(model: KernelGP) -> Callable[[], torch.Tensor]:
     bound, n = model.likelihood.noise_covar.raw_noise_constraint.lower_bound, len(y)
 
     def step() -> torch.Tensor:
-        for parameter in parameters:
-            parameter.grad = None
+        model.zero_grad()
         covar = model.covar_module(x).to_dense()
         noisy = covar.detach().clone()
         noisy.diagonal().add_(softplus(raw_noise.detach()) + bound)
@@ -193,7 +192,6 @@ def by_hand(model: KernelGP) -> Callable[[], torch.Tensor]:
         deviance = (residual.mT @ alpha).squeeze() + 2 * factor.diagonal().log().sum() + n * math.log(2 * math.pi)
         return deviance / (2 * n)
 
-    parameters = list(model.parameters())
     return step
 
 
@@ -229,15 +227,12 @@ def _title(row: Row) -> str:
     return f"{TITLE}: n = {row.case.n:,}, d = {D}, {row.case.dtype}, {conditions(row)}"
 
 
-def _name(row: Row, found: Found) -> str:
-    return f"{row.case.case} (left to upstream)" if row.case.case in LEFT else row.case.case
-
-
 def tables(rows: list[Row]) -> list[Table]:
+    name = {"kernel": lambda row, found: row.case.case + (" (left to upstream)" if row.case.case in LEFT else "")}
     return case_tables(
         sorted(rows, key=lambda row: row.case.n),
         _title,
-        {"kernel": _name} | TIMES | {f"stock / {way}": over(STOCK, way) for way in (TENSORS, BY_HAND)},
+        name | TIMES | {f"stock / {way}": over(STOCK, way) for way in (TENSORS, BY_HAND)},
         f"{IN_TURN} {BY_HAND.capitalize()}: the kernel's own forward and backward, and the factorization and inverse, "
         "with nothing around them.",
         key=_of_table,

@@ -38,11 +38,6 @@ def cases(options: Options) -> list[Case]:
     return [Case("largest", budget, n, D, dtype, options.device, kernel) for kernel, dtype, n in options.grid((small,))]
 
 
-def _budget(case: Case) -> float:
-    free = available_bytes(case.device)
-    return free if case.case == WHOLE else min(free, float(case.case.split()[0]) * 2**30)
-
-
 def _first_step(case: Case, way: str) -> tuple[float, float]:
     """Return the seconds of a step and its peak in n x n matrices."""
     step, seconds = run_in(way, training_step(model_of(case))), []
@@ -97,7 +92,8 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
         if reason:
             say(f"largest, {case.dtype}: {way} does not even train at n = {case.n:,}: {reason}")
             continue
-        budget = FILL * _budget(case) / DTYPES[case.dtype].itemsize
+        asked = math.inf if case.case == WHOLE else float(case.case.split()[0]) * 2**30
+        budget = FILL * min(available_bytes(case.device), asked) / DTYPES[case.dtype].itemsize
 
         def room(matrices: float, budget: float = budget) -> int:
             return math.floor(math.sqrt(budget / matrices))

@@ -75,10 +75,6 @@ def _measure_prediction(case: Case, options: Options, advance: Advance) -> list[
     return rows
 
 
-def _budgets(row: Row) -> list[float]:
-    return [float(gib) for gib in row.case.settings.split()[1].split(",")]
-
-
 def _largest_n(row: Row, gib: float) -> int:
     """Return the n at which the buffers that `row` counted fill `gib` GiB."""
     return math.floor(math.sqrt(gib * 2**30 / (row.values["buffers"] * DTYPES[row.case.dtype].itemsize)))
@@ -92,10 +88,6 @@ def _resident(name: str) -> Cell:
     return lambda row, found: f"{row.values[name] / 2**20:,.0f}" if name in row.values else "-"
 
 
-def _buffers(way: str) -> Cell:
-    return lambda row, found: f"{found[way].values['buffers']:.2f}"
-
-
 def tables(rows: list[Row]) -> list[Table]:
     """Return the peaks at each n, the largest n in each of the budgets, and the memory of predictions."""
     made = []
@@ -104,17 +96,18 @@ def tables(rows: list[Row]) -> list[Table]:
         made += case_tables(
             group,
             lambda row: f"{TITLE}, in n x n matrices: {describe(row)}",
-            N | {name: _buffers(name) for name in names},
+            N | {name: lambda row, found, name=name: f"{found[name].values['buffers']:.2f}" for name in names},
             "Peak of what torch's allocator hands out during a step, and NumPy's on top; the work space inside "
             f"LAPACK is not seen. {WAYS_CAPTION}",
         )
         largest = max(row.case.n for row in group)
+        budgets = [float(gib) for gib in group[0].case.settings.split()[1].split(",")]
         found: Found = {row.provider: row for row in group if row.case.n == largest}
         made.append(
             Table(
                 f"Largest n that trains in a given memory, extrapolated: {describe(group[0])}",
                 ["GiB", *names],
-                [[f"{gib:g}", *(f"{_largest_n(found[name], gib):,}" for name in names)] for gib in _budgets(group[0])],
+                [[f"{gib:g}", *(f"{_largest_n(found[name], gib):,}" for name in names)] for gib in budgets],
                 f"Not tried: the number of n x n matrices at n = {largest:,} is taken to hold at every n.",
             )
         )

@@ -42,14 +42,12 @@ MODULES = {"scikit-learn": "sklearn", "tinygp": "tinygp", "jax": "jax"}
 class Peer:
     """A provider's two calls, as they are timed, and how to read the first one's result.
 
-    :param gradient: Value and gradient, of whatever parameters the library has.
-    :param prediction: Mean and variance.
     :param in_logarithms: Turns the result of `gradient` into the value, a point, and the gradient by logarithms of the
         outputscale, the lengthscales and the noise.
     """
 
-    gradient: Callable[[], Any]
-    prediction: Callable[[], Any]
+    gradient: Callable[[], Any]  # value and gradient, of whatever parameters the library has
+    prediction: Callable[[], Any]  # mean and variance
     in_logarithms: Callable[[Any], torch.Tensor]
 
 

@@ -46,7 +46,12 @@ def _gradient(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-CALLS = {FIRST: mean_and_variance, SECOND: mean_and_variance, MEAN: _mean, GRADIENT: _gradient}
+CALLS = {
+    FIRST: mean_and_variance,
+    SECOND: mean_and_variance,
+    MEAN: _mean,
+    GRADIENT: _gradient,
+}
 
 
 def ways_that_fit(case: Case) -> list[str]:

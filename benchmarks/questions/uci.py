@@ -21,19 +21,7 @@ from ..shared.models import ExactGP, dense_at_every_n, make_model, training_step
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Found, Row, grouped, setting
-from ..shared.tables import (
-    KERNEL_TITLES,
-    WAY,
-    Cell,
-    Table,
-    case_tables,
-    conditions,
-    mebibytes,
-    once,
-    ratio,
-    time_with_spread,
-    times,
-)
+from ..shared.tables import KERNEL_TITLES, WAY, Cell, Table, case_tables, conditions, mebibytes, once, over, time_of
 from ..shared.ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
 
 TITLE = "Training on real data: time, loss and test error with the flag off and on"
@@ -73,12 +61,8 @@ def cases(options: Options) -> list[Case]:
 
 def _hyperparameters(model: ExactGP) -> torch.Tensor:
     """Return noise, outputscale and lengthscales, and last the mean."""
-    parts = [
-        model.likelihood.noise,
-        model.covar_module.outputscale,
-        model.covar_module.base_kernel.lengthscale,
-        model.mean_module.constant,
-    ]
+    scale, mean = model.covar_module, model.mean_module.constant
+    parts = [model.likelihood.noise, scale.outputscale, scale.base_kernel.lengthscale, mean]
     return torch.cat([part.detach().reshape(-1).double().cpu() for part in parts])
 
 
@@ -125,38 +109,29 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     models = {way: make_model(train_x, train_y, case.kernel) for way in PROVIDERS}
     optimizations = {way: _optimization(model) for way, model in models.items()}
     seconds: dict[str, list[list[float]]] = {way: [] for way in PROVIDERS}
-    peaks, errors, losses = {}, {}, {}
     for done in range(0, steps, TURN):
         for way, step in optimizations.items():
             with WAYS[way]():
                 seconds[way].append([timed(step, case.device) for _ in range(min(TURN, steps - done))])
         advance(done / steps)
+    rows, found = [], {way: _hyperparameters(model) for way, model in models.items()}
     for way, model in models.items():
         with WAYS[way]():
             final = training_step(model)
-            losses[way] = float(final())
-            peaks[way] = peak.peak_bytes(final, case.device)
-            errors[way] = _test_error(model, test_x, test_y)
-    found = {way: _hyperparameters(model) for way, model in models.items()}
-    return [
-        Row(
-            case=case,
-            provider=way,
-            mode="step with Adam",
-            **spread([time for turn in seconds[way] for time in turn[1:] or turn]),
-            peak_memory=peaks[way],
-            values={
-                "loss": losses[way],
-                **errors[way],
-                "test_rows": len(test_y),
-                "training_seconds": sum(map(sum, seconds[way])),
-                "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
-                "hyperparameter_difference": _difference(found[way], found[STOCK]),
-            },
-            **stamp(case.device),
+            values = {"loss": float(final())}
+            held = peak.peak_bytes(final, case.device)
+            values |= _test_error(model, test_x, test_y)
+        values |= {
+            "test_rows": len(test_y),
+            "training_seconds": sum(map(sum, seconds[way])),
+            "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
+            "hyperparameter_difference": _difference(found[way], found[STOCK]),
+        }
+        quantiles = spread([time for turn in seconds[way] for time in turn[1:] or turn])
+        rows.append(
+            Row(case, way, "step with Adam", **quantiles, peak_memory=held, values=values, **stamp(case.device))
         )
-        for way in PROVIDERS
-    ]
+    return rows
 
 
 def _alike(row: Row) -> tuple:
@@ -182,8 +157,8 @@ HEADS = {
     **WAY,
 }
 TIMES = {
-    "step (ms)": lambda row, found: time_with_spread(row),
-    "ratio": lambda row, found: times(ratio(found[STOCK], row)),
+    "step (ms)": lambda row, found: time_of(row.provider)(row, found),
+    "ratio": lambda row, found: over(STOCK, row.provider)(row, found),
     "MiB": lambda row, found: mebibytes(row),
 }
 RESULTS = {

@@ -1,4 +1,4 @@
-"""Real data: what comes with scikit-learn, a folder of data sets, or a table of the user's."""
+"""Real data, for the question uci: what comes with scikit-learn, a folder of data sets, or a table of the user's."""
 
 from __future__ import annotations
 
@@ -18,20 +18,13 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class DataSet:
-    """A regression problem, standardized with the mean and standard deviation of its training rows.
+    """A regression problem, standardized with the mean and standard deviation of its training rows."""
 
-    :param name: Its name.
-    :param train_x: Training inputs `(n, d)`.
-    :param train_y: Training targets `(n,)`.
-    :param test_x: Test inputs.
-    :param test_y: Test targets.
-    """
-
-    name: str
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
+    name: str  # its name
+    train_x: np.ndarray  # training inputs `(n, d)`
+    train_y: np.ndarray  # training targets `(n,)`
+    test_x: np.ndarray  # test inputs
+    test_y: np.ndarray  # test targets
 
     @property
     def fingerprint(self) -> str:

@@ -53,14 +53,10 @@ def cases_of(
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of doing the same work.
+    """One way of doing the same work."""
 
-    :param run: The work.
-    :param prepare: What has to happen before each run and is not timed.
-    """
-
-    run: Callable[[], Any]
-    prepare: Callable[[], object] = lambda: None
+    run: Callable[[], Any]  # the work
+    prepare: Callable[[], object] = lambda: None  # what has to happen before each run and is not timed
 
 
 def timed(work: Callable[[], object], device: str) -> float:

@@ -1,4 +1,4 @@
-"""The user's code: an exact GP, written as GPyTorch's documentation writes it, its training step and prediction."""
+"""The user's code, for all questions: an exact GP as GPyTorch's documentation writes it, its step, its prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was asked for, and the cases that a question makes of it."""
+"""What a run was asked for, which every question reads, and the error for what cannot be done."""
 
 from __future__ import annotations
 

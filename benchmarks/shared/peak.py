@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: every allocation that torch's allocators are asked for, temporaries included."""
+"""Peak memory of a piece of work, for all questions: what torch's allocators are asked for, temporaries included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures, made of rows, and the names of their files."""
+"""The pictures that questions draw of their rows, and the names of the files."""
 
 from __future__ import annotations
 

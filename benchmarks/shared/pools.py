@@ -1,4 +1,4 @@
-"""What does OPENBLAS_NUM_THREADS=1 gain in BoTorch, where NumPy and SciPy bring a thread pool beside torch's?
+"""What does OPENBLAS_NUM_THREADS=1 gain in BoTorch, where SciPy brings a thread pool beside torch's? For the report.
 
 SciPy's optimizers call their OpenBLAS, whose threads go on spinning for a while after each call. Meanwhile torch's wait
 for the cores that they hold.

@@ -16,52 +16,35 @@ VERSIONS_THAT_MATTER = ("python", "torch", "gpytorch", "linear_operator", "overl
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together, its providers in turn.
+    """What is measured together, its providers in turn."""
 
-    :param question: The module that asks.
-    :param case: The data set or problem.
-    :param n: Number of training points.
-    :param d: Number of inputs.
-    :param dtype: "float32" or "float64".
-    :param device: "cpu" or "cuda".
-    :param kernel: "rbf" or "matern".
-    :param batch: Number of models in a batch; 1 is no batch.
-    :param m: Number of test points; 0 where there are none.
-    :param settings: Whatever else decides the result, as text.
-    """
-
-    question: str
-    case: str
-    n: int
-    d: int
-    dtype: str
-    device: str
-    kernel: str = "rbf"
-    batch: int = 1
-    m: int = 0
-    settings: str = ""
+    question: str  # the module that asks
+    case: str  # the data set or problem
+    n: int  # number of training points
+    d: int  # number of inputs
+    dtype: str  # "float32" or "float64"
+    device: str  # "cpu" or "cuda"
+    kernel: str = "rbf"  # "rbf" or "matern"
+    batch: int = 1  # number of models in a batch; 1 is no batch
+    m: int = 0  # number of test points; 0 where there are none
+    settings: str = ""  # whatever else decides the result, as text
 
 
 @dataclass(frozen=True)
 class Row:
     """One provider's result in one mode of a case.
 
-    :param case: What was measured.
-    :param provider: Who did it ("stock" is the flag off, "tensors" the flag on).
-    :param mode: What was done: "step", "first call", ...
     :param p20: 20 % quantile of the time in seconds, or None where time was not the question; likewise `p50`, `p80`.
-    :param peak_memory: Peak of the memory allocated on top of what was there before, in bytes.
-    :param values: Results other than time, by name.
     """
 
-    case: Case
-    provider: str
-    mode: str
+    case: Case  # what was measured
+    provider: str  # who did it ("stock" is the flag off, "tensors" the flag on)
+    mode: str  # what was done: "step", "first call", ...
     p20: float | None = None
     p50: float | None = None
     p80: float | None = None
-    peak_memory: int | None = None
-    values: dict[str, Any] = field(default_factory=dict)
+    peak_memory: int | None = None  # peak of the memory allocated on top of what was there before, in bytes
+    values: dict[str, Any] = field(default_factory=dict)  # results other than time, by name
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     commit: str = ""

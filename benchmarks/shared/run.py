@@ -1,4 +1,4 @@
-"""Answer a question: measure what the record does not hold yet, keep it, show it."""
+"""Answer a question: measure what the record does not hold yet, keep it, show it. All commands come here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -15,7 +15,7 @@ from types import FrameType, ModuleType
 
 import psutil
 import torch
-from rich.progress import TaskID
+from rich.progress import Progress, TaskID
 
 from . import rows as record
 from .apart import measure_apart
@@ -30,6 +30,10 @@ BUSY = 0.5  # load average at which something else is running
 def _describe(case: Case) -> str:
     batch = f" x {case.batch}" if case.batch > 1 else ""
     return f"{case.question} {case.case} n={case.n}{batch} {case.dtype}"
+
+
+def _advance(bars: Progress, task: TaskID, fraction: float) -> None:
+    bars.update(task, completed=int(100 * fraction))
 
 
 @cache
@@ -100,11 +104,7 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
                     for line in said.splitlines():
                         say(line)
                 else:
-
-                    def advance(fraction: float, current: TaskID = current) -> None:
-                        bars.update(current, completed=int(100 * fraction))
-
-                    known = question.measure(case, options, advance)
+                    known = question.measure(case, options, partial(_advance, bars, current))
                 bars.remove_task(current)
                 recorded = record.supersede(recorded, known)
                 record.write(path, recorded)

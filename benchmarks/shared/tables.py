@@ -1,4 +1,4 @@
-"""Tables, made of rows, in the terminal and in Markdown; numbers and conditions as text; messages."""
+"""The tables that questions make of their rows, in the terminal and in Markdown; numbers as text; messages."""
 
 from __future__ import annotations
 
@@ -24,20 +24,13 @@ if not console.is_terminal:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A table of text."""
 
-    :param title: What it shows, with its conditions.
-    :param columns: The heads of its columns.
-    :param lines: Its lines.
-    :param caption: How to read it.
-    :param source: With what it was measured.
-    """
-
-    title: str
-    columns: list[str]
-    lines: list[list[str]]
-    caption: str = ""
-    source: str = ""
+    title: str  # what it shows, with its conditions
+    columns: list[str]  # the heads of its columns
+    lines: list[list[str]]  # its lines
+    caption: str = ""  # how to read it
+    source: str = ""  # with what it was measured
 
 
 def say(text: str) -> None:
