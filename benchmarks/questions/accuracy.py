@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -23,7 +23,7 @@ from ..shared.machine import stamp
 from ..shared.measuring import Advance, distance
 from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample_problem, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curves, file_name
+from ..shared.pictures import curve_pictures
 from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
 from ..shared.tables import WAY, Table, case_tables, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
@@ -214,16 +214,23 @@ def _remark(rows: list[Row]) -> str:
     return " ".join(sentences)
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    paths = []
-    for group in grouped(rows, _alike).values():
-        panels = {}
-        for name in WHAT:
-            known = by_provider([row for row in group if name in row.values])
-            panels[f"Relative error of the {name}"] = {
-                way: ([_noise(row.case) for row in lines], [row.values[name] for row in lines])
-                for way, lines in known.items()
-            }
-        path = folder / file_name(group[0], f"n{group[0].case.n}")
-        paths.append(curves(panels, path, _title(group[0]), "Noise variance", x_falls=True))
-    return paths
+def _panels(rows: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    def curve(lines: list[Row], name: str) -> tuple[list[float], list[float]]:
+        return [_noise(row.case) for row in lines], [row.values[name] for row in lines]
+
+    known = {name: by_provider([row for row in rows if name in row.values]) for name in WHAT}
+    return {
+        f"Relative error of the {name}": {way: curve(lines, name) for way, lines in by_way.items()}
+        for name, by_way in known.items()
+    }
+
+
+pictures = partial(
+    curve_pictures,
+    title=_title,
+    panels=_panels,
+    x_label="Noise variance",
+    x_falls=True,
+    key=_alike,
+    part=lambda row: (f"n{row.case.n}",),
+)

@@ -33,7 +33,7 @@ from ..shared import bare
 from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, with_room
 from ..shared.models import ExactGP, loss_and_gradient, model_of, training_step
 from ..shared.options import Options
-from ..shared.pictures import file_name, shares
+from ..shared.pictures import share_pictures
 from ..shared.rows import Case, Found, Row, by_case, grouped, setting
 from ..shared.tables import (
     Cell,
@@ -210,12 +210,9 @@ def _remark(rows: list[Row]) -> str:
     )
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    paths = []
-    for group in grouped(rows, setting).values():
-        found = by_case(group)
-        series = {name: [parts(named)[name] / named[STOCK].p50 for named in found.values()] for name in PARTS}
-        title = f"{TITLE}\n{describe(group[0])}"
-        path = folder / file_name(group[0])
-        paths.append(shares([f"{case.n:,}" for case in found], series, path, title, "Share of the flag-off step saved"))
-    return paths
+pictures = partial(
+    share_pictures,
+    title=lambda row: f"{TITLE}\n{describe(row)}",
+    what="Share of the flag-off step saved",
+    shares=lambda found: {name: part / found[STOCK].p50 for name, part in parts(found).items()},
+)

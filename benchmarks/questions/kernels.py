@@ -176,9 +176,11 @@ def by_hand(model: KernelGP) -> Callable[[], torch.Tensor]:
     (x,), y = model.train_inputs, model.train_targets
     raw_noise, constant = model.likelihood.noise_covar.raw_noise, model.mean_module.raw_constant
     bound, n = model.likelihood.noise_covar.raw_noise_constraint.lower_bound, len(y)
+    parameters = list(model.parameters())
 
     def step() -> torch.Tensor:
-        model.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         covar = model.covar_module(x).to_dense()
         noisy = covar.detach().clone()
         noisy.diagonal().add_(softplus(raw_noise.detach()) + bound)

@@ -8,14 +8,13 @@ written, the inverse written and read) at the rate of a copy.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from ..shared.measuring import Advance, Variant, rows_in_turn, with_room
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curves, file_name
-from ..shared.rows import Case, Found, Row, by_case, grouped, setting
+from ..shared.pictures import curve_pictures
+from ..shared.rows import Case, Found, Row, by_case
 from ..shared.tables import WAY, case_tables, describe, milliseconds, once, times, titled
 from ..shared.ways import STOCK, TENSORS
 from .train import FLOOR, covariance_of, factorization, steps_that_agree
@@ -73,18 +72,17 @@ tables = partial(
 )
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    paths = []
-    for group in grouped(rows, setting).values():
-        found = by_case(group)
-        series = {
-            f"{way} / {limit}": (
-                [case.n for case in found],
-                [named[way].p50 / limits(named)[limit] for named in found.values()],
-            )
-            for way in (STOCK, TENSORS)
-            for limit in LIMITS[:2]
-        }
-        title = f"{TITLE}\n{describe(group[0])}"
-        paths.append(curves({"Time / limit": series}, folder / file_name(group[0]), title))
-    return paths
+def _panels(rows: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    found = by_case(rows)
+    series = {
+        f"{way} / {limit}": (
+            [case.n for case in found],
+            [named[way].p50 / limits(named)[limit] for named in found.values()],
+        )
+        for way in (STOCK, TENSORS)
+        for limit in LIMITS[:2]
+    }
+    return {"Time / limit": series}
+
+
+pictures = partial(curve_pictures, title=lambda row: f"{TITLE}\n{describe(row)}", panels=_panels)

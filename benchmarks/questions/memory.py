@@ -12,7 +12,7 @@ from ..shared.machine import stamp
 from ..shared.measuring import Advance, cases_of, does_fit, with_room
 from ..shared.models import D, mean_and_variance, model_of, test_points_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curves, file_name
+from ..shared.pictures import curve_pictures
 from ..shared.rows import Case, Found, Row, by_provider, grouped, setting
 from ..shared.tables import WAY, Cell, N, Table, case_tables, describe, mebibytes, say, titled
 from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
@@ -80,10 +80,6 @@ def _largest_n(row: Row, gib: float) -> int:
     return math.floor(math.sqrt(gib * 2**30 / (row.values["buffers"] * DTYPES[row.case.dtype].itemsize)))
 
 
-def _steps(rows: list[Row]) -> list[list[Row]]:
-    return list(grouped([row for row in rows if row.mode == STEP], setting).values())
-
-
 def _resident(name: str) -> Cell:
     return lambda row, found: f"{row.values[name] / 2**20:,.0f}" if name in row.values else "-"
 
@@ -91,7 +87,7 @@ def _resident(name: str) -> Cell:
 def tables(rows: list[Row]) -> list[Table]:
     """Return the peaks at each n, the largest n in each of the budgets, and the memory of predictions."""
     made = []
-    for group in _steps(rows):
+    for group in grouped([row for row in rows if row.mode == STEP], setting).values():
         names = list(by_provider(group))
         made += case_tables(
             group,
@@ -130,12 +126,12 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    paths = []
-    for group in _steps(rows):
+    def panels(group: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         series = {
             name: ([row.case.n for row in lines], [row.values["buffers"] for row in lines])
             for name, lines in by_provider(group).items()
         }
-        title = f"{TITLE}\n{describe(group[0])}"
-        paths.append(curves({"Peak memory (n x n matrices)": series}, folder / file_name(group[0]), title, y_log=False))
-    return paths
+        return {"Peak memory (n x n matrices)": series}
+
+    steps = [row for row in rows if row.mode == STEP]
+    return curve_pictures(steps, folder, lambda row: f"{TITLE}\n{describe(row)}", panels, y_log=False)

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from .rows import Row, by_provider, grouped, setting
+from .rows import Found, Row, by_case, by_provider, grouped, setting
 from .tables import Title, conditions
 from .ways import STOCK, WAYS
 
@@ -83,35 +83,6 @@ def file_name(row: Row, *parts: str) -> str:
     return re.sub(r"\W+", "-", " ".join([*words, conditions(row)])) + ".png"
 
 
-def _time_picture(rows: list[Row], path: Path, title: str, what: str, base: str, floor: str | None) -> Path:
-    """Plot time against n (with the 20 % to 80 % band) beside the ratio of the base's time to each other provider's."""
-    timed = sorted((row for row in rows if row.p50), key=lambda row: row.case.n)
-    base_time = {row.case: row.p50 for row in timed if row.provider == base}
-    looks = _looks(row.provider for row in timed)
-    with _drawn(path, title, 1, 2, figsize=(9.5, 3.8)) as (_, (left, right)):
-        for name, group in by_provider(timed).items():
-            sizes = [row.case.n for row in group]
-            p20, p50, p80 = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
-            left.plot(sizes, p50, label=name, linewidth=1.5, **looks[name])
-            left.fill_between(sizes, p20, p80, color=looks[name]["color"], alpha=0.15, linewidth=0)
-            paired = [row for row in group if row.case in base_time and name not in (base, floor)]
-            if paired:
-                ratios = [base_time[row.case] / row.p50 for row in paired]
-                right.plot([row.case.n for row in paired], ratios, label=name, linewidth=1.5, **looks[name])
-        for axes in (left, right):
-            axes.set_xscale("log")
-            axes.set_xlabel("Number of training points n")
-            _ticks_at(axes, {row.case.n for row in timed})
-        left.set_yscale("log")
-        plain_numbers(left.yaxis)
-        left.set_ylabel(f"{what} (ms)")
-        left.legend()
-        right.axhline(1, color="0.4", linewidth=1, linestyle="--")
-        right.set_ylabel(f"Time of {base} / time")
-        right.set_ylim(bottom=0)
-    return path
-
-
 def time_pictures(
     rows: list[Row],
     folder: Path,
@@ -122,79 +93,82 @@ def time_pictures(
     key: Callable[[Row], Hashable] = setting,
     part: Callable[[Row], tuple[str, ...]] = lambda row: (),
 ) -> list[Path]:
-    """Plot time and its ratio to the base's against n, one picture for each setting; of `floor` the time alone.
+    """Plot time against n (with the 20 % to 80 % band) beside its ratio to the base's, one picture for each setting.
 
+    :param floor: A provider that does only a part of the work: it has a time and no ratio.
     :param what: What is timed, for the axis.
     :param key: What the rows of a picture have in common.
     :param part: What tells a picture's file name from those of the question's other pictures.
     """
-    return [
-        _time_picture(group, folder / file_name(group[0], *part(group[0])), title(group[0]), what, base, floor)
-        for group in grouped(rows, key).values()
-    ]
+    paths = []
+    for group in grouped(rows, key).values():
+        paths.append(folder / file_name(group[0], *part(group[0])))
+        timed = sorted((row for row in group if row.p50), key=lambda row: row.case.n)
+        base_time = {row.case: row.p50 for row in timed if row.provider == base}
+        looks = _looks(row.provider for row in timed)
+        with _drawn(paths[-1], title(group[0]), 1, 2, figsize=(9.5, 3.8)) as (_, (left, right)):
+            for name, lines in by_provider(timed).items():
+                sizes = [row.case.n for row in lines]
+                p20, p50, p80 = ([getattr(row, p) * 1e3 for row in lines] for p in ("p20", "p50", "p80"))
+                left.plot(sizes, p50, label=name, linewidth=1.5, **looks[name])
+                left.fill_between(sizes, p20, p80, color=looks[name]["color"], alpha=0.15, linewidth=0)
+                paired = [row for row in lines if row.case in base_time and name not in (base, floor)]
+                if paired:
+                    ratios = [base_time[row.case] / row.p50 for row in paired]
+                    right.plot([row.case.n for row in paired], ratios, label=name, linewidth=1.5, **looks[name])
+            for axes in (left, right):
+                axes.set_xscale("log")
+                axes.set_xlabel("Number of training points n")
+                _ticks_at(axes, {row.case.n for row in timed})
+            left.set_yscale("log")
+            plain_numbers(left.yaxis)
+            left.set_ylabel(f"{what} (ms)")
+            left.legend()
+            right.axhline(1, color="0.4", linewidth=1, linestyle="--")
+            right.set_ylabel(f"Time of {base} / time")
+            right.set_ylim(bottom=0)
+    return paths
 
 
-def curves(
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]],
-    path: Path,
-    title: str,
+def curve_pictures(
+    rows: list[Row],
+    folder: Path,
+    title: Title,
+    panels: Callable[[list[Row]], dict[str, dict[str, tuple[list[float], list[float]]]]],
     x_label: str = "Number of training points n",
     y_log: bool = True,
     x_falls: bool = False,
-) -> Path:
-    """Plot panels of curves over a logarithmic axis.
+    key: Callable[[Row], Hashable] = setting,
+    part: Callable[[Row], tuple[str, ...]] = lambda row: (),
+) -> list[Path]:
+    """Plot panels of curves over a logarithmic axis, one picture for each setting.
 
     :param panels: By the label of its ordinate (with the unit), each panel's curves: their points, by their names.
     :param y_log: Whether the ordinates are logarithmic, too; otherwise they start at 0.
     :param x_falls: Whether the abscissa falls to the right.
     """
-    size = (1.5 + 3.6 * len(panels), 3.8)
-    with _drawn(path, title, 1, len(panels), figsize=size, squeeze=False) as (_, all_axes):
-        for axes, (y_label, series) in zip(all_axes[0], panels.items(), strict=True):
-            looks = _looks(series)
-            for name, (xs, ys) in series.items():
-                axes.plot(xs, ys, label=name, linewidth=1.5, **looks[name])
-            axes.set_xscale("log")
-            axes.set_xlabel(x_label)
-            axes.set_ylabel(y_label)
-            _ticks_at(axes, {x for xs, _ in series.values() for x in xs})
-            if x_falls:
-                axes.invert_xaxis()
-            if y_log:
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0)
-        all_axes[0][0].legend()
-    return path
-
-
-def _dot_picture(rows: list[Row], path: Path, title: str, what: str, label: Callable[[Row], str]) -> Path:
-    """Plot time, and its ratio to stock's, of problems that have no common axis: one line of dots a problem."""
-    names = {row.case: label(row) for row in sorted(rows, key=lambda row: row.case.n, reverse=True)}
-    height = {case: place for place, case in enumerate(names)}
-    base_time = {row.case: row.p50 for row in rows if row.provider == STOCK}
-    looks = _looks(row.provider for row in rows)
-    size = (9.5, 1.7 + 0.32 * len(names))
-    with _drawn(path, title, 1, 2, figsize=size, sharey=True) as (figure, (left, right)):
-        for name, group in by_provider(rows).items():
-            places = [height[row.case] for row in group]
-            low, p50, high = ([getattr(row, p) * 1e3 for row in group] for p in ("p20", "p50", "p80"))
-            left.hlines(places, low, high, color=looks[name]["color"])
-            left.plot(p50, places, linestyle="", label=name, **looks[name])
-            paired = [row for row in group if name != STOCK and row.case in base_time]
-            if paired:
-                places = [height[row.case] for row in paired]
-                right.plot([base_time[row.case] / row.p50 for row in paired], places, linestyle="", **looks[name])
-        left.set_yticks(range(len(names)), list(names.values()))
-        left.set_ylim(-0.6, len(names) - 0.4)
-        left.set_xscale("log")
-        plain_numbers(left.xaxis)
-        left.set_xlabel(f"{what} (ms)")
-        right.axvline(1, color="0.4", linewidth=1, linestyle="--")
-        right.set_xlim(left=0)
-        right.set_xlabel(f"Time of {STOCK} / time")
-        figure.legend(loc="outside lower center", ncols=4)
-    return path
+    paths = []
+    for group in grouped(rows, key).values():
+        paths.append(folder / file_name(group[0], *part(group[0])))
+        made = panels(group)
+        size = (1.5 + 3.6 * len(made), 3.8)
+        with _drawn(paths[-1], title(group[0]), 1, len(made), figsize=size, squeeze=False) as (_, all_axes):
+            for axes, (y_label, series) in zip(all_axes[0], made.items(), strict=True):
+                looks = _looks(series)
+                for name, (xs, ys) in series.items():
+                    axes.plot(xs, ys, label=name, linewidth=1.5, **looks[name])
+                axes.set_xscale("log")
+                axes.set_xlabel(x_label)
+                axes.set_ylabel(y_label)
+                _ticks_at(axes, {x for xs, _ in series.values() for x in xs})
+                if x_falls:
+                    axes.invert_xaxis()
+                if y_log:
+                    axes.set_yscale("log")
+                else:
+                    axes.set_ylim(bottom=0)
+            all_axes[0][0].legend()
+    return paths
 
 
 def dot_pictures(
@@ -210,28 +184,55 @@ def dot_pictures(
 
     :param label: Names the problem of a row; the others are those of :func:`time_pictures`.
     """
-    return [
-        _dot_picture(group, folder / file_name(group[0], *part(group[0])), title(group[0]), what, label)
-        for group in grouped(rows, key).values()
-    ]
+    paths = []
+    for group in grouped(rows, key).values():
+        paths.append(folder / file_name(group[0], *part(group[0])))
+        names = {row.case: label(row) for row in sorted(group, key=lambda row: row.case.n, reverse=True)}
+        height = {case: place for place, case in enumerate(names)}
+        base_time = {row.case: row.p50 for row in group if row.provider == STOCK}
+        looks = _looks(row.provider for row in group)
+        size = (9.5, 1.7 + 0.32 * len(names))
+        with _drawn(paths[-1], title(group[0]), 1, 2, figsize=size, sharey=True) as (figure, (left, right)):
+            for name, lines in by_provider(group).items():
+                places = [height[row.case] for row in lines]
+                low, p50, high = ([getattr(row, p) * 1e3 for row in lines] for p in ("p20", "p50", "p80"))
+                left.hlines(places, low, high, color=looks[name]["color"])
+                left.plot(p50, places, linestyle="", label=name, **looks[name])
+                paired = [row for row in lines if name != STOCK and row.case in base_time]
+                if paired:
+                    places = [height[row.case] for row in paired]
+                    right.plot([base_time[row.case] / row.p50 for row in paired], places, linestyle="", **looks[name])
+            left.set_yticks(range(len(names)), list(names.values()))
+            left.set_ylim(-0.6, len(names) - 0.4)
+            left.set_xscale("log")
+            plain_numbers(left.xaxis)
+            left.set_xlabel(f"{what} (ms)")
+            right.axvline(1, color="0.4", linewidth=1, linestyle="--")
+            right.set_xlim(left=0)
+            right.set_xlabel(f"Time of {STOCK} / time")
+            figure.legend(loc="outside lower center", ncols=4)
+    return paths
 
 
-def shares(labels: list[str], series: dict[str, list[float]], path: Path, title: str, y_label: str) -> Path:
-    """Plot shares as bars side by side.
-
-    :param labels: Names the groups of bars, one for each n.
-    :param series: The share in each group, by the name of the part.
-    """
-    with _drawn(path, title, figsize=(6.5, 4.3)) as (figure, axes):
-        width = 0.8 / len(series)
-        for number, (name, values) in enumerate(series.items()):
-            places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
-            axes.bar(places, values, width, label=name, color=COLOURS[number % len(COLOURS)])
-        axes.axhline(0, color="0.4", linewidth=1)
-        axes.set_xticks(range(len(labels)), labels)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel("Number of training points n")
-        axes.set_ylabel(y_label)
-        axes.grid(axis="x", visible=False)
-        figure.legend(loc="outside lower center", ncols=2)
-    return path
+def share_pictures(
+    rows: list[Row], folder: Path, title: Title, what: str, shares: Callable[[Found], dict[str, float]]
+) -> list[Path]:
+    """Plot shares, by the names of the parts, as bars side by side for each n: one picture for each setting."""
+    paths = []
+    for group in grouped(rows, setting).values():
+        paths.append(folder / file_name(group[0]))
+        found = {f"{case.n:,}": shares(found) for case, found in by_case(group).items()}
+        parts = list(next(iter(found.values())))
+        width = 0.8 / len(parts)
+        with _drawn(paths[-1], title(group[0]), figsize=(6.5, 4.3)) as (figure, axes):
+            for number, part in enumerate(parts):
+                places = [place + (number - (len(parts) - 1) / 2) * width for place in range(len(found))]
+                axes.bar(places, [each[part] for each in found.values()], width, label=part, color=COLOURS[number])
+            axes.axhline(0, color="0.4", linewidth=1)
+            axes.set_xticks(range(len(found)), list(found))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.set_xlabel("Number of training points n")
+            axes.set_ylabel(what)
+            axes.grid(axis="x", visible=False)
+            figure.legend(loc="outside lower center", ncols=2)
+    return paths
