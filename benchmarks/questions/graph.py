@@ -14,7 +14,7 @@ import torch
 
 import gpytorch
 
-from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, with_room
+from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, steps_in, with_room
 from ..shared.models import ExactGP, loss_and_gradient, model_of, training_step
 from ..shared.options import Options
 from ..shared.pictures import time_pictures
@@ -76,13 +76,9 @@ def _makers(device: str) -> dict[str, Callable[[ExactGP], Callable[[], torch.Ten
 @with_room()
 def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time the variants that work in turn, after a check that they compute the same numbers."""
-    variants, results = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of graph breaks
-        for way in (STOCK, TENSORS):
-            model = model_of(case)
-            variants[way] = Variant(run_in(way, training_step(model)))
-            results[way] = loss_and_gradient(model, variants[way].run)
+        variants, results = steps_in((STOCK, TENSORS), partial(model_of, case))
         for name, make in _makers(case.device).items():
             torch.compiler.reset()
             model = model_of(case)

@@ -25,8 +25,8 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood, Likelihood, MultitaskGaussianLikelihood
 
-from ..shared.measuring import STOCK_MATRICES, Advance, Variant, check_same, fits, noted, rows_in_turn
-from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem, training_step
+from ..shared.measuring import STOCK_MATRICES, Advance, Variant, check_same, fits, noted, rows_in_turn, steps_in
+from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem
 from ..shared.options import DTYPES, InputError, Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Row, machine_of
@@ -203,18 +203,14 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     if not fits(case, STOCK_MATRICES * rows_a_point**2):
         return []
     x = inputs_of(case.case, case.n, DTYPES[case.dtype], case.device)
-    variants, results = {}, {}
     with dense_at_every_n(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for way in (STOCK, TENSORS):
-            model = KernelGP(case.case, x)
-            variants[way] = Variant(run_in(way, training_step(model)))
-            results[way] = loss_and_gradient(model, variants[way].run)
+        variants, results = steps_in((STOCK, TENSORS), partial(KernelGP, case.case, x))
         is_left = case.case in LEFT
         if takes_tensors(variants[TENSORS].run) == is_left:
             raise RuntimeError(f"The training step of {case} {'took' if is_left else 'did not take'} the tensor path.")
+        model = KernelGP(case.case, x)
         if not is_left and not model.is_multitask:
-            model = KernelGP(case.case, x)
             variants[BY_HAND] = Variant(run_in(STOCK, by_hand(model)))
             results[BY_HAND] = loss_and_gradient(model, variants[BY_HAND].run)
         distances = check_same(results, case.dtype, f"loss and gradient, {case.case}, n = {case.n}")

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..shared.measuring import STOCK_MATRICES, Advance, Variant, cases_of, check_same, fits, noted, rows_in_turn
-from ..shared.models import dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.measuring import (
+    STOCK_MATRICES,
+    Advance,
+    Variant,
+    cases_of,
+    check_same,
+    fits,
+    noted,
+    rows_in_turn,
+    steps_in,
+)
+from ..shared.models import dense_at_every_n, model_of
 from ..shared.options import DTYPES, Options
 from ..shared.pictures import time_pictures
 from ..shared.rows import Case, Row, grouped
 from ..shared.tables import Table, ratio_tables, titled
-from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
+from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, takes_tensors
 
 TITLE = "Time of a training step"
 PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)
@@ -44,11 +55,7 @@ def factorization(covariance: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def steps_that_agree(case: Case, ways: tuple[str, ...]) -> tuple[dict[str, Variant], dict[str, dict[str, float]]]:
     """Return a training step in each of the ways, after a check that loss and gradient agree, and their distances."""
-    variants, results = {}, {}
-    for way in ways:
-        model = model_of(case)
-        variants[way] = Variant(run_in(way, training_step(model)))
-        results[way] = loss_and_gradient(model, variants[way].run)
+    variants, results = steps_in(ways, partial(model_of, case))
     if TENSORS in ways and not takes_tensors(variants[TENSORS].run):
         raise RuntimeError(f"The flag was on, and the training step of {case} did not take the tensor path.")
     distances = check_same(results, case.dtype, f"loss and gradient, {case.kernel}, n = {case.n}")

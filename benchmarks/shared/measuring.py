@@ -16,10 +16,11 @@ import torch
 
 from . import peak
 from .machine import available_bytes, stamp, synchronize
-from .models import D, dense_at_every_n
+from .models import D, dense_at_every_n, loss_and_gradient, training_step
 from .options import DTYPES, Options
 from .rows import Case, Row
 from .tables import say
+from .ways import run_in
 
 SETTLE = 0.03  # how long a turn runs without timing, in seconds; beside a run of more than a second that is nothing
 STOCK_MATRICES = 12  # n x n matrices to have room for: stock holds 9 to 10 of them at its peak
@@ -57,6 +58,15 @@ class Variant:
 
     run: Callable[[], Any]  # the work
     prepare: Callable[[], object] = lambda: None  # what has to happen before each run and is not timed
+
+
+def steps_in(
+    ways: tuple[str, ...], make: Callable[[], torch.nn.Module]
+) -> tuple[dict[str, Variant], dict[str, torch.Tensor]]:
+    """Return a training step in each of the ways, each of a model of its own, and the loss and gradient of each."""
+    models = {way: make() for way in ways}
+    variants = {way: Variant(run_in(way, training_step(model))) for way, model in models.items()}
+    return variants, {way: loss_and_gradient(model, variants[way].run) for way, model in models.items()}
 
 
 def timed(work: Callable[[], object], device: str) -> float:
