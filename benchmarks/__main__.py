@@ -13,7 +13,7 @@ import torch
 
 from .shared.models import KERNELS
 from .shared.options import DTYPES, InputError, Options
-from .shared.run import answer, show
+from .shared.run import answer, question_called, show
 
 MAIN_JOB = "uci"
 QUESTIONS = {
@@ -44,15 +44,6 @@ COMMANDS = {
 }
 
 
-def _several(convert: Callable[[str], object]) -> Callable[[str], tuple]:
-    """Return a converter of comma-separated values, for argparse."""
-
-    def several(text: str) -> tuple:
-        return tuple(convert(part.strip()) for part in text.split(","))
-
-    return several
-
-
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
@@ -69,16 +60,17 @@ def _gibibytes(text: str) -> float:
     return value
 
 
-def _one_of(names: dict, others: dict[str, str] | None = None) -> Callable[[str], str]:
-    """Return a converter that takes one of `names`, or one of `others`, which stands for one of them."""
+def _one_of(text: str, names: dict, **others: str) -> str:
+    """Return one of `names`, or the one that one of `others` stands for."""
+    text = others.get(text, text)
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+    return text
 
-    def choose(text: str) -> str:
-        text = (others or {}).get(text, text)
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
-        return text
 
-    return choose
+def _several(convert: Callable[..., object], *arguments: object, **others: str) -> Callable[[str], tuple]:
+    """Return a converter of comma-separated values, for argparse."""
+    return lambda text: tuple(convert(part.strip(), *arguments, **others) for part in text.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,14 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     choices = [*QUESTIONS, *COMMANDS]
     parser.add_argument("question", nargs="?", default=MAIN_JOB, choices=choices, metavar="question", help="see above")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cpu; of the command cuda: cuda)")
-    parser.add_argument("--dtype", dest="dtypes", type=_several(_one_of(DTYPES)), help="float64, float32 or both")
+    parser.add_argument("--dtype", dest="dtypes", type=_several(_one_of, DTYPES), help="float64, float32 or both")
     parser.add_argument("--n", dest="sizes", type=_several(_count), help="numbers of training points: 100,1000")
-    parser.add_argument(
-        "--kernel",
-        dest="kernels",
-        type=_several(_one_of(KERNELS, {"matern52": "matern"})),
-        help="rbf, matern52 or both",
-    )
+    kernel = _several(_one_of, KERNELS, matern52="matern")
+    parser.add_argument("--kernel", dest="kernels", type=kernel, help="rbf, matern52 or both")
     parser.add_argument("--only", type=_several(str), help="only cases with one of these in the name: fit,qLogNEI")
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
@@ -112,9 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     real.add_argument("--csv", type=Path, help="a table of yours, with a header; a fifth of its rows is for testing")
     real.add_argument("--target", help="the table's column to predict; all others are inputs")
     real.add_argument("--steps", type=_count, help="steps of Adam (default: 200, with --quick 20)")
-    parser.add_argument(
-        "--memory", type=_several(_gibibytes), help="GiB in which to find the largest n (memory, largest)"
-    )
+    gibibytes = _several(_gibibytes)
+    parser.add_argument("--memory", type=gibibytes, help="GiB in which to find the largest n (memory, largest)")
     parser.add_argument("--check", action="store_true", help="do not write, fail if the README is out of date (readme)")
     return parser
 
@@ -142,8 +129,8 @@ def _run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     if arguments.question in COMMANDS:
         return import_module(f".{arguments.question}", __package__).write(options)
-    module = import_module(f".questions.{arguments.question}", __package__)
-    show(module, answer(module, options), options)
+    question = question_called(arguments.question)
+    show(question, answer(question, options), options)
     return 0
 
 

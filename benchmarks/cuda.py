@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from xml.etree import ElementTree
@@ -21,12 +20,11 @@ import torch
 
 from .questions.parity import differs
 from .report import measured_on, section
-from .shared import record
 from .shared.machine import ROOT, stamp
 from .shared.options import InputError, Options
-from .shared.row import Row
-from .shared.run import answer
-from .shared.show import Table, markdown_table, print_table, say
+from .shared.rows import Row, read
+from .shared.run import answer, question_called
+from .shared.tables import Table, markdown_table, print_table, say
 
 MINUTES = 8.5  # of ten that a call may take: the last case begun, and the pictures, come on top
 TESTS_MINUTES, GRAPH_MINUTES = 2.5, 2.0
@@ -47,22 +45,18 @@ DRY = "a dry run on {}: what only CUDA can count is left out by name, and no tim
 
 @dataclass
 class Run:
-    """What a call has so far.
-
-    :param options: What it was asked for.
-    :param until: When no further case is begun.
-    :param facts: The environment.
-    :param tests: The outcome of the tests.
-    :param rows: The rows of each question.
-    :param failures: The tracebacks of what failed, by section.
-    """
+    """What a call was asked for, when it begins no further case, and what it has so far."""
 
     options: Options
     until: float
-    facts: dict[str, object] = field(default_factory=dict)
-    tests: dict[str, object] = field(default_factory=dict)
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)  # the environment
+    tests: dict[str, object] = field(default_factory=dict)  # the outcome of the tests
+    rows: dict[str, list[Row]] = field(default_factory=dict)  # the rows of each question
+    failures: dict[str, str] = field(default_factory=dict)  # the tracebacks of what failed, by section
+
+    def seconds(self, minutes: float) -> float:
+        """Return the seconds that are left for something that may take so many minutes."""
+        return max(30.0, min(minutes * 60, self.until - monotonic()))
 
     @property
     def wrong(self) -> list[str]:
@@ -94,15 +88,13 @@ def environment(device: str) -> dict[str, object]:
 
 def outcome(report: Path) -> dict[str, object]:
     """Return how the tests of a JUnit report went: how many, how many failed, how many were skipped and why."""
-    suites = ElementTree.parse(report).getroot().iter("testsuite")
-    counts = {"tests": 0, "failed": 0, "skipped": 0}
-    reasons: set[str] = set()
-    for suite in suites:
-        counts["tests"] += int(suite.get("tests", 0))
-        counts["failed"] += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-        counts["skipped"] += int(suite.get("skipped", 0))
-        reasons |= {skipped.get("message", "") for skipped in suite.iter("skipped")}
-    return {**counts, "reasons": sorted(reasons - {""})}
+    root = ElementTree.parse(report).getroot()
+    tests, failures, errors, skipped = (
+        sum(int(suite.get(name, 0)) for suite in root.iter("testsuite"))
+        for name in ("tests", "failures", "errors", "skipped")
+    )
+    reasons = sorted({each.get("message", "") for each in root.iter("skipped")} - {""})
+    return {"tests": tests, "failed": failures + errors, "skipped": skipped, "reasons": reasons}
 
 
 def _run_tests(run: Run) -> None:
@@ -111,10 +103,11 @@ def _run_tests(run: Run) -> None:
     report = folder / "tests.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "cuda and not benchmarks", "-p", "no:cacheprovider"]
-    limit = max(30.0, min(TESTS_MINUTES * 60, run.until - monotonic()))
+    command += [f"--junitxml={report.resolve()}", "test"]
     with (folder / "tests.txt").open("w") as output:
-        command += [f"--junitxml={report.resolve()}", "test"]
-        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=limit)
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=run.seconds(TESTS_MINUTES)
+        )
     if not report.exists():
         raise RuntimeError(f"pytest ended with status {done.returncode} and left no report; see tests.txt.")
     run.tests = outcome(report)
@@ -124,61 +117,51 @@ def _run_graph(run: Run) -> None:
     """Ask the question `graph` in a process of its own: a capture that fails may leave the device unusable."""
     options = run.options
     sizes = QUICK_SIZES[:1] if options.quick else GRAPH_SIZES
-    words = [
-        "graph",
-        "--device",
-        options.device,
-        "--quick",
-        "--dtype",
-        "float64",
-        "--output",
-        str(options.output.resolve()),
-    ]
-    words += ["--n", ",".join(map(str, sizes)), *(["--fresh"] if options.fresh else [])]
-    limit = max(30.0, min(GRAPH_MINUTES * 60, run.until - monotonic()))
+    words = f"graph --quick --dtype float64 --device {options.device} --n {','.join(map(str, sizes))}".split()
+    words += ["--output", str(options.output.resolve()), *(["--fresh"] if options.fresh else [])]
+    command = [sys.executable, "-m", "benchmarks", *words]
     try:
-        done = subprocess.run([sys.executable, "-m", "benchmarks", *words], cwd=ROOT, timeout=limit)
+        done = subprocess.run(command, cwd=ROOT, timeout=run.seconds(GRAPH_MINUTES))
         if done.returncode:
             raise RuntimeError(f"python -m benchmarks graph ended with status {done.returncode}.")
     finally:  # cut off or not, what it has is kept
-        run.rows["graph"] = record.read(options.output / "graph.json")
+        run.rows["graph"] = read(options.output / "graph.json")
 
 
-def _questions(run: Run, names: tuple[str, ...], **chosen: object) -> None:
-    """Answer questions, and add their rows to those that there are."""
-    for name in names:
-        module = import_module(f".questions.{name}", __package__)
-        rows = answer(module, replace(run.options, **chosen), run.until)
-        run.rows[name] = [*run.rows.get(name, []), *rows]
+def _asked(*names: str, **chosen: object) -> Callable[[Run], None]:
+    """Return what answers questions, and adds their rows to those that there are."""
+
+    def ask(run: Run) -> None:
+        for name in names:
+            rows = answer(question_called(name), replace(run.options, **chosen), run.until)
+            run.rows[name] = [*run.rows.get(name, []), *rows]
+
+    return ask
 
 
 def _plan(options: Options) -> list[tuple[str, Callable[[Run], None]]]:
     """Return the sections in their order: what decides first, then times from small n to large."""
-
-    def asked(*names: str, **chosen: object) -> Callable[[Run], None]:
-        return lambda run: _questions(run, names, **chosen)
-
     brief = {"quick": True}  # five rounds of each case, not eight seconds: all of it has ten minutes
     small = {"sizes": (20,)} if options.quick else {}
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     dtypes = {"dtypes": options.dtypes or ("float64", "float32")}
     plan = [
-        ("parity", asked("parity", **small)),
+        ("parity", _asked("parity", **small)),
         ("tests", _run_tests),
-        ("launches", asked("launches", **small, **dtypes)),
+        ("launches", _asked("launches", **small, **dtypes)),
     ]
     before_graph = max((n for n in sizes if n <= GRAPH_SIZES[-1]), default=sizes[0])
     for n in sizes:
         names = [name for name in TIMED if name != "batch" or n <= LARGEST_BATCH]
         if n == sizes[-1] and not options.quick:  # first what nothing else tells
-            plan.append(("memory", asked("memory", sizes=(1000, 5000), dtypes=("float64",))))
-            plan.append(("largest", asked("largest", dtypes=("float64",))))
-        plan.append((f"inverse, n = {n:,}", asked("inverse", sizes=(n,), **brief, **dtypes)))
-        plan += [(f"{name}, n = {n:,}", asked(name, sizes=(n,), **brief, **dtypes)) for name in names]
+            plan.append(("memory", _asked("memory", sizes=(1000, 5000), dtypes=("float64",))))
+            plan.append(("largest", _asked("largest", dtypes=("float64",))))
+        plan.append((f"inverse, n = {n:,}", _asked("inverse", sizes=(n,), **brief, **dtypes)))
+        plan += [(f"{name}, n = {n:,}", _asked(name, sizes=(n,), **brief, **dtypes)) for name in names]
         if n == before_graph:
             plan.append(("graph", _run_graph))
     if options.quick:
-        plan.append(("memory and largest", asked("memory", "largest", sizes=(20,), dtypes=("float64",))))
+        plan.append(("memory and largest", _asked("memory", "largest", sizes=(20,), dtypes=("float64",))))
     return plan
 
 
@@ -191,29 +174,22 @@ def _flat(facts: dict[str, object]) -> list[list[str]]:
 
 
 def page(run: Run, pictures: Path | None) -> str:
-    """Return the page that `run` makes so far.
-
-    :param run: The run.
-    :param pictures: Where to draw its pictures; None draws none.
-    """
+    """Return the page that `run` makes so far, with pictures if there is a folder to draw them in."""
     device = run.options.device
     parts = [f"# gpytorch.settings.use_torch_tensors on {device}"]
     if torch.device(device).type != "cuda":
         parts.append(f"This is {DRY.format(device)}.")
-    measured = [row for rows in run.rows.values() for row in rows]
-    parts += measured_on(measured)
-    parts.append(
-        "\n".join(f"- **{line}**" for line in run.wrong) or "Nothing failed, and nothing differs from the CPU."
-    )
+    parts += measured_on([row for rows in run.rows.values() for row in rows])
+    wrong = "\n".join(f"- **{line}**" for line in run.wrong)
+    parts.append(wrong or "Nothing failed, and nothing differs from the CPU.")
     parts.append(markdown_table(Table("Environment", ["", ""], _flat(run.facts))))
     if run.tests:
         counts = ", ".join(f"{run.tests[name]} {name}" for name in ("tests", "failed", "skipped"))
         reasons = "".join(f"\n- skipped: {reason}" for reason in run.tests.get("reasons", []))
         parts.append(f"## Tests\n\n{counts}{reasons}")
     for name, title in {**QUESTIONS, **TIMED}.items():
-        rows = run.rows.get(name)
-        if rows:
-            parts.append(section(title, [], import_module(f".questions.{name}", __package__), rows, pictures))
+        if run.rows.get(name):
+            parts.append(section(title, [], question_called(name), run.rows[name], pictures))
     parts += [f"## Failed: {name}\n\n```\n{text}```" for name, text in run.failures.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -221,7 +197,6 @@ def page(run: Run, pictures: Path | None) -> str:
 def write(options: Options, minutes: float = MINUTES) -> int:
     """Do everything, and write the page, the environment, the rows and the tests' output into the output folder.
 
-    :param options: What the run was asked for.
     :param minutes: After so many no further case is begun.
     :return: The exit status: 1 if something failed or differs from the CPU.
     """
@@ -246,9 +221,7 @@ def write(options: Options, minutes: float = MINUTES) -> int:
         target.write_text(page(run, None))  # pictures take seconds, which belong to the GPU until the end
     target.write_text(page(run, options.output))
     for name in {**QUESTIONS, **TIMED}:
-        for table in (
-            import_module(f".questions.{name}", __package__).tables(run.rows[name]) if run.rows.get(name) else []
-        ):
+        for table in question_called(name).tables(run.rows[name]) if run.rows.get(name) else []:
             print_table(table)
     for line in run.wrong:
         say(line)

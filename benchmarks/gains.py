@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .shared import record
-from .shared.row import Row
-from .shared.show import Table, markdown_table
+from .shared.rows import Row, read
+from .shared.tables import Table, markdown_table
 from .shared.ways import STOCK, TENSORS
 
 TITLE = "How many times as fast, or as small in memory"
@@ -80,7 +79,7 @@ def text(results: Path) -> str:
     """
     lines, conditions = [], {}
     for line in LINES:
-        pairs = line.pairs(record.read(results / f"{line.question}.json"))
+        pairs = line.pairs(read(results / f"{line.question}.json"))
         if not pairs:
             continue
         ratios = [getattr(stock, line.key) / getattr(tensors, line.key) for stock, tensors in pairs]

@@ -10,24 +10,36 @@ Between ``<!-- gains -->`` and ``<!-- /gains -->`` stands what a user gains, and
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import gains, stacks
-from .shared import record
+from . import gains
 from .shared.machine import ROOT
 from .shared.options import InputError
-from .shared.row import Case, Row
-from .shared.show import markdown_table, say
+from .shared.rows import Case, Row, read
+from .shared.run import pictures_of, question_called, remarks_of
+from .shared.tables import Table, markdown_table, say
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "gpytorch" / "README.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
 MARKED = re.compile(r"(<!-- results:(\w+)((?: [\w=]+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
-
 SUMMARY = re.compile(r"(<!-- (gains|stacks) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+PACKAGES = {
+    "python": "Python",
+    "torch": "torch",
+    "gpytorch": "GPyTorch",
+    "linear_operator": "linear_operator",
+    "botorch": "BoTorch",
+    "numpy": "NumPy",
+}
+SUITES = {"suite": "this suite", "off": "GPyTorch's, flag off", "on": "GPyTorch's, flag on"}
+CAPTION = (
+    "Passed, and failed where GPyTorch alone does not; in brackets, what fails of GPyTorch's own tests without the "
+    "overlay as well. Without a GPU. `python test/stacks`"
+)
 
 
 def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = ROOT) -> str:
@@ -45,35 +57,54 @@ def rendered(text: str, drawings: Path, results: Path = RESULTS, root: Path = RO
 
     def fill_summary(match: re.Match) -> str:
         start, name, end = match.groups()
-        if name == "gains":
-            return f"{start}\n{gains.text(results)}\n\n{end}"
-        return f"{start}\n{markdown_table(stacks.table(stacks.read(results / 'stacks.json')))}\n\n{end}"
+        summary = gains.text(results) if name == "gains" else markdown_table(_stacks(results / "stacks.json"))
+        return f"{start}\n{summary}\n\n{end}"
 
     return SUMMARY.sub(fill_summary, MARKED.sub(fill, text))
 
 
 def _content(question: str, words: list[str], drawings: Path, results: Path, root: Path) -> str:
     try:
-        module = import_module(f".questions.{question}", __package__)
+        module = question_called(question)
     except ModuleNotFoundError:
         raise InputError(f"README.md asks for results of {question!r}, and there is no such question.") from None
     conditions = dict(word.split("=") for word in words if "=" in word)
     unknown = [name for name in conditions if name != "mode" and name not in Case.__dataclass_fields__]
     if unknown:
         raise InputError(f"README.md picks results of {question} by {unknown[0]!r}, and a case has no such field.")
-    rows = [row for row in record.read(results / f"{question}.json") if _meets(row, conditions)]
+    rows = [row for row in read(results / f"{question}.json") if _meets(row, conditions)]
     if not rows:
         raise InputError(f"README.md asks for {question} {' '.join(words)}, and no such results are recorded.")
     if "pictures" in words:
         folder = Path(os.path.relpath(results, root))
-        return "\n\n".join(f"![]({(folder / path.name).as_posix()})" for path in module.pictures(rows, drawings))
-    remarks = module.remarks(rows) if hasattr(module, "remarks") else []
-    return "\n\n".join([*(markdown_table(table) for table in module.tables(rows)), *remarks])
+        return "\n\n".join(f"![]({(folder / path.name).as_posix()})" for path in pictures_of(module, rows, drawings))
+    return "\n\n".join([*map(markdown_table, module.tables(rows)), *remarks_of(module, rows)])
 
 
 def _meets(row: Row, conditions: dict[str, str]) -> bool:
     named = {"mode": row.mode, **vars(row.case)}
     return all(str(named[name]).replace(" ", "_") == value for name, value in conditions.items())
+
+
+def _stacks(path: Path) -> Table:
+    """Return the table of the releases that were tried, of the file that `python test/stacks` wrote."""
+    if not path.exists():
+        raise InputError("README.md asks for the releases that were tried, and none are on record.")
+
+    def outcome(summary: dict, suite: str) -> str:
+        counts, failed = summary["counts"][suite], len(summary["failures"][suite])
+        stock = counts["failed"] + counts["errors"] - failed
+        return f"{counts['passed']:,}, {failed}" + (f" ({stock})" if stock else "")
+
+    lines = [
+        [
+            *(summary["versions"][name].partition("+")[0] for name in PACKAGES),  # 2.13.0+cpu is 2.13.0
+            *(outcome(summary, suite) for suite in SUITES),
+            f"{summary['date']}, {summary['commit']}",
+        ]
+        for summary in json.loads(path.read_text())
+    ]
+    return Table("Releases tried", [*PACKAGES.values(), *SUITES.values(), "date, commit"], lines, CAPTION)
 
 
 def update(check: bool) -> int:

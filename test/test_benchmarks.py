@@ -27,12 +27,13 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 from benchmarks import report
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.questions import accuracy, attribution, ax, fantasies, threshold, train, uci
-from benchmarks.shared import agreement, machine, measuring, peak, pools, record, run, timing, ways
+from benchmarks.shared import machine, measuring, peak, pools, run, ways
+from benchmarks.shared import rows as record
 from benchmarks.shared.apart import measure_apart, run_apart
 from benchmarks.shared.data import load
 from benchmarks.shared.options import InputError, Options
-from benchmarks.shared.row import Case, Row
-from benchmarks.shared.show import Table, markdown_table
+from benchmarks.shared.rows import Case, Row
+from benchmarks.shared.tables import Table, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -344,18 +345,18 @@ class TestMeasuring:
         assert [train.FREED in table.title for table in tables] == [False, True]
 
     def test_variants_take_turns(self, monkeypatch):
-        monkeypatch.setattr(timing, "SETTLE", 0)
+        monkeypatch.setattr(measuring, "SETTLE", 0)
         calls = []
         variants = {
-            "a": timing.Variant(lambda: calls.append("a")),
-            "b": timing.Variant(lambda: calls.append("b"), prepare=lambda: calls.append("-")),
+            "a": measuring.Variant(lambda: calls.append("a")),
+            "b": measuring.Variant(lambda: calls.append("b"), prepare=lambda: calls.append("-")),
         }
-        times = timing.in_turn(variants, "cpu", seconds=0, least=3)
+        times = measuring.in_turn(variants, "cpu", seconds=0, least=3)
         assert calls == ["a", "-", "b"] + ["a", "a", "-", "b", "-", "b"] * 3
         assert [len(t) for t in times.values()] == [3, 3]
 
     def test_spread(self):
-        assert timing.spread([3.0, 1.0, 2.0, 4.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
+        assert measuring.spread([3.0, 1.0, 2.0, 4.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
 
     def test_peak_counts_what_is_released_again(self):
         def work():
@@ -376,10 +377,10 @@ class TestMeasuring:
 
     def test_disagreement_stops_the_clock(self):
         right = torch.tensor([1.0, 2.0])
-        assert agreement.check_same({"a": right, "b": right}, "float64", "loss") == {"a": 0, "b": 0}
+        assert measuring.check_same({"a": right, "b": right}, "float64", "loss") == {"a": 0, "b": 0}
         for wrong in (right + 1e-3, right * float("nan")):
-            with pytest.raises(agreement.Disagreement, match="loss: b differs from a"):
-                agreement.check_same({"a": right, "b": wrong}, "float64", "loss")
+            with pytest.raises(measuring.Disagreement, match="loss: b differs from a"):
+                measuring.check_same({"a": right, "b": wrong}, "float64", "loss")
 
 
 class TestShowing:
@@ -442,7 +443,7 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
     if question == "bo":
         pytest.importorskip("botorch", reason="BoTorch is not installed")
     monkeypatch.setattr(Options, "seconds", 0.0)
-    monkeypatch.setattr(timing, "SETTLE", 0)
+    monkeypatch.setattr(measuring, "SETTLE", 0)
     with gpytorch.settings.fast_computations(True, True, True):  # importing BoTorch switches them off for good
         status = main([question, "--quick", "--n", "12", *words.split(), "--output", str(tmp_path)])
     assert status == 0
@@ -618,7 +619,7 @@ class TestReport:
 
     def test_page(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Options, "seconds", 0.0)
-        monkeypatch.setattr(timing, "SETTLE", 0)
+        monkeypatch.setattr(measuring, "SETTLE", 0)
         monkeypatch.setattr(report, "SECTIONS", {"train": "Training", "memory": "Memory"})
         assert (
             main(["report", "--quick", "--n", "12", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)])
@@ -688,7 +689,7 @@ def test_way_without_memory_is_left_out_by_name(tmp_path, monkeypatch, capsys):
     """Room for 6 matrices: for tensors, and for nobody else."""
     monkeypatch.setattr(measuring, "available_bytes", lambda device: 6 * 30**2 * 8)
     monkeypatch.setattr(Options, "seconds", 0.0)
-    monkeypatch.setattr(timing, "SETTLE", 0)
+    monkeypatch.setattr(measuring, "SETTLE", 0)
     words = ["train", "--quick", "--n", "30", "--kernel", "rbf", "--dtype", "float64", "--output", str(tmp_path)]
     with gpytorch.settings.fast_computations(True, True, True):
         assert main(words) == 0

@@ -20,9 +20,10 @@ from test_benchmarks import make_rows
 from benchmarks import cuda
 from benchmarks.__main__ import main
 from benchmarks.questions import graph, inverse, largest, launches, parity
-from benchmarks.shared import machine, record, run, timing
+from benchmarks.shared import machine, measuring, run
+from benchmarks.shared import rows as record
 from benchmarks.shared.options import Options
-from benchmarks.shared.row import Case, Row
+from benchmarks.shared.rows import Case, Row
 
 JUNIT = """<testsuites><testsuite name="pytest" tests="5" failures="1" errors="1" skipped="2">
 <testcase name="a"><failure message="wrong"/></testcase><testcase name="b"><error message="broken"/></testcase>
@@ -34,7 +35,7 @@ JUNIT = """<testsuites><testsuite name="pytest" tests="5" failures="1" errors="1
 @pytest.fixture
 def brief(monkeypatch):
     monkeypatch.setattr(Options, "seconds", 0.0)
-    monkeypatch.setattr(timing, "SETTLE", 0)
+    monkeypatch.setattr(measuring, "SETTLE", 0)
 
 
 def row(question: str, provider: str = "tensors", mode: str = "step", **values) -> Row:

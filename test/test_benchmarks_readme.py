@@ -15,9 +15,9 @@ pytest.importorskip("psutil", reason="the benchmarks need the extra [benchmarks]
 from test_benchmarks import make_rows
 
 from benchmarks import gains, readme
-from benchmarks.shared import record
+from benchmarks.shared import rows as record
 from benchmarks.shared.options import InputError
-from benchmarks.shared.row import Case, Row
+from benchmarks.shared.rows import Case, Row
 
 TEXT = "before\n<!-- results:uci -->\nold numbers\n<!-- /results -->\nafter\n"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -19,18 +19,14 @@ from linear_operator.utils.warnings import NumericalWarning
 
 import gpytorch
 
-from ..shared import plot
-from ..shared.against_n import file_name
-from ..shared.agreement import distance
-from ..shared.compare import case_tables
 from ..shared.machine import stamp
-from ..shared.models import ExactGP, dense_at_every_n, sample_problem, training_step
+from ..shared.measuring import Advance, distance
+from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample_problem, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import by_case, grouped
-from ..shared.show import Table, listed
+from ..shared.pictures import curve_pictures
+from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
+from ..shared.tables import WAY, Table, case_tables, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
-from .predict import mean_and_variance
 
 DRAWS, QUICK_DRAWS = 5, 2
 TITLE = "Rounding errors as conditioning worsens"
@@ -40,7 +36,6 @@ WHAT = ("loss", "gradient", "mean", "variance")
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type and noise."""
     settings = f"{QUICK_DRAWS if options.quick else DRAWS} draws"
     return [
         Case("accuracy", f"noise {noise:g}", n, D, dtype, options.device, m=TEST_POINTS, settings=settings)
@@ -55,13 +50,11 @@ def _noise(case: Case) -> float:
 
 
 def _model(case: Case, seed: int) -> ExactGP:
-    x, y = sample_problem(
-        case.n, case.d, torch.float32, case.device, seed=seed
-    )  # numbers that both data types can hold
-    model = ExactGP(x, y).to(DTYPES[case.dtype])
-    model.set_train_data(x.to(DTYPES[case.dtype]), y.to(DTYPES[case.dtype]), strict=False)
+    # Numbers that both data types can hold.
+    x, y = (t.to(DTYPES[case.dtype]) for t in sample_problem(case.n, case.d, torch.float32, case.device, seed=seed))
+    model = ExactGP(x, y).to(x)
     noise = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
-    model.likelihood = noise.to(x).to(DTYPES[case.dtype])
+    model.likelihood = noise.to(x)
     model.likelihood.noise = _noise(case)
     return model
 
@@ -71,15 +64,18 @@ def _test_points(case: Case) -> torch.Tensor:
     return x.to(DTYPES[case.dtype])
 
 
+def _elementwise(function: Callable) -> Callable[[np.ndarray], np.ndarray]:
+    return np.vectorize(function, otypes=[object])
+
+
 def _exact(tensor: torch.Tensor) -> np.ndarray:
-    numbers = tensor.detach().cpu().double().numpy()
-    return np.vectorize(mpmath.mpf, otypes=[object])(numbers)
+    return _elementwise(mpmath.mpf)(tensor.detach().cpu().double().numpy())
 
 
 def _correlation(x1: np.ndarray, x2: np.ndarray, lengthscale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the RBF kernel and the squared scaled differences, by input, that it is made of."""
     squares = ((x1[:, None] - x2[None]) / lengthscale) ** 2
-    return np.vectorize(mpmath.exp, otypes=[object])(-squares.sum(-1) / 2), squares
+    return _elementwise(mpmath.exp)(-squares.sum(-1) / 2), squares
 
 
 def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
@@ -88,8 +84,8 @@ def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
     with mpmath.workdps(DIGITS):
         x, y, test_x = _exact(model.train_inputs[0]), _exact(model.train_targets), _exact(_test_points(case))
         raw = {name.rsplit(".", 1)[-1]: _exact(parameter).reshape(-1) for name, parameter in model.named_parameters()}
-        softplus = np.vectorize(lambda value: mpmath.log1p(mpmath.exp(value)), otypes=[object])
-        slope = np.vectorize(lambda value: 1 / (1 + mpmath.exp(-value)), otypes=[object])
+        softplus = _elementwise(lambda value: mpmath.log1p(mpmath.exp(value)))
+        slope = _elementwise(lambda value: 1 / (1 + mpmath.exp(-value)))
         lengthscale = softplus(raw["raw_lengthscale"])
         outputscale, noise = softplus(raw["raw_outputscale"])[0], softplus(raw["raw_noise"])[0]
         k, squares = _correlation(x, x, lengthscale)
@@ -105,10 +101,9 @@ def _reference(case: Case, seed: int) -> dict[str, torch.Tensor]:
             "raw_noise": np.trace(g) * slope(raw["raw_noise"]),
             "raw_constant": np.array([-alpha.sum() / len(y)]),
             "raw_outputscale": (g * k).sum() * slope(raw["raw_outputscale"]),
-            "raw_lengthscale": ((g * k * outputscale)[..., None] * squares).sum((0, 1))
-            / lengthscale
-            * slope(raw["raw_lengthscale"]),
         }
+        by_scaled = ((g * k * outputscale)[..., None] * squares).sum((0, 1))  # by the logarithms of the lengthscales
+        by_name["raw_lengthscale"] = by_scaled / lengthscale * slope(raw["raw_lengthscale"])
         cross = outputscale * _correlation(test_x, x, lengthscale)[0]
         answer = {
             "loss": np.array([loss]),
@@ -143,7 +138,7 @@ def _errors(case: Case, way: str, truths: list[dict[str, torch.Tensor]]) -> dict
     return {**errors, "jitter": any(issubclass(warning.category, NumericalWarning) for warning in caught)}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Return each way's distance from the reference, and whether it had to add jitter."""
     draws, truths = int(case.settings.split()[0]), []
     for seed in range(draws):
@@ -156,36 +151,30 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
 
 
 def _alike(row: Row) -> tuple:
-    return (row.case.device, tuple(sorted(row.machine.items())), row.case.dtype, row.case.n, row.case.settings)
+    return (row.case.device, machine_of(row), row.case.dtype, row.case.n, row.case.settings)
 
 
 def _title(row: Row) -> str:
     return f"{TITLE}: RBF, n = {row.case.n}, d = {D}, {row.case.dtype}"
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    return [
-        [
-            case.case,
-            row.provider,
-            *(f"{row.values[name]:.1e}" if name in row.values else "failed" for name in WHAT),
-            "yes" if row.values.get("jitter", True) else "no",
-        ]
-        for row in found.values()
-    ]
-
-
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
+    errors = {
+        name: lambda row, found, name=name: f"{row.values[name]:.1e}" if name in row.values else "failed"
+        for name in WHAT
+    }
     return case_tables(
         rows,
         _title,
-        ["case", "way", *WHAT, "jitter"],
-        _lines,
+        {"case": lambda row, found: row.case.case}
+        | WAY
+        | errors
+        | {"jitter": lambda row, found: "yes" if row.values.get("jitter", True) else "no"},
         f"Distance from the reference in {DIGITS} digits, relative to its norm; root mean square over "
         f"{rows[0].case.settings} of the data. Jitter: whether the covariance needed some to be factorized (as "
         "upstream does it), which shows in the errors.",
         key=_alike,
+        ways=(STOCK, TENSORS),
     )
 
 
@@ -225,19 +214,23 @@ def _remark(rows: list[Row]) -> str:
     return " ".join(sentences)
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the errors against the noise, one picture for each data type."""
-    paths = []
-    for group in grouped(rows, _alike).values():
-        panels = {}
-        for name in WHAT:
-            panels[f"Relative error of the {name}"] = {
-                way: (
-                    [_noise(row.case) for row in lines if name in row.values],
-                    [row.values[name] for row in lines if name in row.values],
-                )
-                for way, lines in grouped(group, lambda row: row.provider).items()
-            }
-        path = folder / file_name(group[0], f"n{group[0].case.n}")
-        paths.append(plot.curves(panels, path, _title(group[0]), "Noise variance", y_log=True, x_falls=True))
-    return paths
+def _panels(rows: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    def curve(lines: list[Row], name: str) -> tuple[list[float], list[float]]:
+        return [_noise(row.case) for row in lines], [row.values[name] for row in lines]
+
+    known = {name: by_provider([row for row in rows if name in row.values]) for name in WHAT}
+    return {
+        f"Relative error of the {name}": {way: curve(lines, name) for way, lines in by_way.items()}
+        for name, by_way in known.items()
+    }
+
+
+pictures = partial(
+    curve_pictures,
+    title=_title,
+    panels=_panels,
+    x_label="Noise variance",
+    x_falls=True,
+    key=_alike,
+    part=lambda row: (f"n{row.case.n}",),
+)

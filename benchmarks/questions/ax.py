@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
@@ -23,13 +22,12 @@ from typing import NamedTuple
 import torch
 
 from ..shared.apart import run_apart
-from ..shared.compare import both_times, case_tables, dot_pictures
 from ..shared.machine import stamp
+from ..shared.measuring import Advance, spread
 from ..shared.options import InputError, Options
-from ..shared.row import Case, Row
-from ..shared.rows import by_case, grouped
-from ..shared.show import Table, conditions, percent, ratio, say, times
-from ..shared.timing import spread
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Row, by_case, grouped
+from ..shared.tables import TIMES_AND_RATIO, WAY, Table, case_tables, conditions, percent, ratio, say
 from ..shared.ways import STOCK, TENSORS
 
 TITLE = "A whole loop: Ax's Client, Hartmann-6"
@@ -46,22 +44,15 @@ LEVELS = "abcd"
 
 
 class Loop(NamedTuple):
-    """What a loop was.
+    """What a loop was."""
 
-    :param seconds: The seconds of each trial.
-    :param first: Which of them was the model's first.
-    :param best: The best value found of the first objective.
-    :param shares: Whose the time after it was, if that was asked for.
-    """
-
-    seconds: list[float]
-    first: int | None
-    best: float
-    shares: dict[str, float]
+    seconds: list[float]  # the seconds of each trial
+    first: int | None  # which of them was the model's first
+    best: float  # the best value found of the first objective
+    shares: dict[str, float]  # whose the time after it was, if that was asked for
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each space, with OpenBLAS's threads as they are and with one; n is the number of trials."""
     if find_spec("ax") is None:
         raise InputError("The question ax is left out, as it needs Ax: python -m pip install ax-platform.")
     if options.device != "cpu":
@@ -76,13 +67,7 @@ def cases(options: Options) -> list[Case]:
 
 
 def loop(space: str, trials: int, seed: int, is_profiled: bool) -> Loop:
-    """Ask Ax for trials one by one.
-
-    :param space: One of the spaces.
-    :param trials: How many.
-    :param seed: Decides Ax's random numbers.
-    :param is_profiled: Whether to look whose the time is.
-    """
+    """Ask Ax for so many trials one by one; `seed` decides its random numbers."""
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
     from botorch.test_functions import Hartmann
@@ -135,7 +120,7 @@ def _shares(records: list[tuple[list[str], float]]) -> dict[str, float]:
     return {owner: seconds / total for owner, seconds in shares.items()}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Run loops both ways, in processes in turn, and one more each under the profiler."""
     space = case.case.split(" with ")[0]
     environment = ENVIRONMENTS[case.case[len(space) :]]
@@ -170,15 +155,10 @@ def _title(row: Row) -> str:
     return f"{TITLE}, {row.mode}: {row.case.n} trials, {row.case.settings}; {conditions(row)}"
 
 
-def _times(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    return [[case.case, *both_times(found), times(ratio(found[STOCK], found[TENSORS]))]]
-
-
-def _owners(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    return [
-        [case.case, way, *(percent(row.values["shares"][owner]) for owner in (*PACKAGES, BACKWARD))]
-        for way, row in found.items()
-    ]
+LOOP = {"loop": lambda row, found: row.case.case}
+OWNERS = {
+    owner: lambda row, found, owner=owner: percent(row.values["shares"][owner]) for owner in (*PACKAGES, BACKWARD)
+}
 
 
 def tables(rows: list[Row]) -> list[Table]:
@@ -186,28 +166,19 @@ def tables(rows: list[Row]) -> list[Table]:
     by_mode = grouped(rows, lambda row: row.mode)
     caption = "Seconds in get_next_trials: medians and [20 %, 80 %] quantiles of loops from other seeds, in turn."
     made = [
-        table
-        for mode, group in by_mode.items()
-        for table in case_tables(
-            group,
-            _title,
-            ["loop", "stock (ms)", "tensors (ms)", "ratio"],
-            _times,
-            caption,
-        )
+        table for group in by_mode.values() for table in case_tables(group, _title, LOOP | TIMES_AND_RATIO, caption)
     ]
     return made + case_tables(
         [row for row in by_mode[OTHERS] if row.values["shares"]],
         lambda row: f"Whose the time is. {_title(row)}",
-        ["loop", "way", *PACKAGES, BACKWARD],
-        _owners,
+        LOOP | WAY | OWNERS,
         "Shares of the samples of a profiler: each is of the innermost function that is of one of these, with what it "
         "calls in torch and NumPy. autograd's backward: torch's own, wherever it was called from.",
+        ways=(STOCK, TENSORS),
     )
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot the times of all trials but the model's first."""
     rows = [row for row in rows if row.mode == OTHERS]
     return dot_pictures(rows, folder, _title, "Time in get_next_trials", label=lambda row: row.case.case)
 

@@ -9,24 +9,22 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator, LinearOperator
 
-from ..shared.agreement import check_same, distance, noted
-from ..shared.compare import both_times, case_tables, dot_pictures
-from ..shared.measuring import rows_in_turn
-from ..shared.models import loss_and_gradient
+from ..shared.measuring import Advance, Variant, check_same, distance, noted, rows_in_turn
+from ..shared.models import D, loss_and_gradient
 from ..shared.options import DTYPES, InputError, Options
-from ..shared.row import Case, Row
-from ..shared.show import Table, conditions, ratio, times
-from ..shared.timing import Variant
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Row
+from ..shared.tables import IN_TURN, TIMES_AND_RATIO, N, case_tables, conditions, over
 from ..shared.ways import STOCK, TENSORS, run_in
 
 try:
     from botorch import acquisition
+    from botorch.acquisition import AcquisitionFunction
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP
@@ -43,7 +41,6 @@ except ImportError as error:
 
 TITLE = "BoTorch"
 MODEL = "SingleTaskGP unless named, Hartmann-6"
-D = 6
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
 CANDIDATES, SAMPLES, FANTASIES, DISCRETE = 16, 128, 16, 1000
 THOMPSON, QUICK_THOMPSON, DRAWS = 5000, 500, 8
@@ -63,32 +60,28 @@ BRANCHING = (*FITS, SAMPLING, OPTIMIZE, LOOP)
 class Task(NamedTuple):
     """Work to be timed.
 
-    :param run: The work.
-    :param prepare: What has to happen before each run and is not timed.
     :param result: Turns what `run` returns into the numbers to compare.
     """
 
-    run: Callable[[], Any]
-    prepare: Callable[[], object] = lambda: None
+    run: Callable[[], Any]  # the work
+    prepare: Callable[[], object] = lambda: None  # what has to happen before each run and is not timed
     result: Callable[[Any], torch.Tensor] = lambda found: found.detach().reshape(-1).double().cpu()
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type, task and n."""
+    def at(task: str, *sizes: int) -> list[tuple[str, int]]:
+        return [(task, n) for n in options.choose("sizes", sizes, quick=sizes[:1])]
 
-    def sizes(*usual: int) -> tuple[int, ...]:
-        return options.choose("sizes", usual, quick=usual[:1])
-
-    tasks = [(task, n) for task in (STEP, STEP_OF_TASKS) for n in sizes(30, 300)]
-    tasks += [(task, n) for task in FITS for n in sizes(30, 50, 100, 300)]
-    tasks += [(task, n) for task, asked in ACQUISITIONS.items() for n in sizes(*asked.sizes)]
-    tasks += [(SAMPLING, n) for n in sizes(200, 500)] + [(OPTIMIZE, n) for n in sizes(30, 300)]
+    tasks = [*at(STEP, 30, 300), *at(STEP_OF_TASKS, 30, 300)]
+    tasks += [each for task in FITS for each in at(task, 30, 50, 100, 300)]
+    tasks += [each for task, asked in ACQUISITIONS.items() for each in at(task, *asked.sizes)]
+    tasks += [*at(SAMPLING, 200, 500), *at(OPTIMIZE, 30, 300), (LOOP, FIRST_POINTS)]
     settings = f"{options.effort}, BoTorch {botorch_version}"
     m = {SAMPLING: QUICK_THOMPSON if options.quick else THOMPSON}
     return [
         Case("bo", task, n, D, dtype, options.device, m=m.get(task, 0), settings=settings)
         for dtype in options.choose("dtypes", ("float64",))
-        for task, n in [*tasks, (LOOP, FIRST_POINTS)]
+        for task, n in tasks
     ]
 
 
@@ -108,12 +101,14 @@ def _hartmann(x: torch.Tensor) -> torch.Tensor:
     return Hartmann(negate=True).to(x)(x).unsqueeze(-1)
 
 
-def _bounds(x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
+def _best(function: AcquisitionFunction, x: torch.Tensor) -> torch.Tensor:
+    """Return the candidate of the unit cube that `optimize_acqf` finds."""
+    bounds = torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])])
+    return optimize_acqf(function, bounds, q=1, num_restarts=4, raw_samples=64)[0]
 
 
-def _step(case: Case) -> Task:
-    return _step_of(SingleTaskGP(*_observations(case)))
+def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
+    return ExactMarginalLogLikelihood(model.likelihood, model).train()
 
 
 def _step_of_tasks(case: Case) -> Task:
@@ -124,8 +119,8 @@ def _step_of_tasks(case: Case) -> Task:
     return _step_of(model, list(model.train_inputs))  # its noise depends on the task
 
 
-def _mll_of(model: SingleTaskGP | MultiTaskGP) -> ExactMarginalLogLikelihood:
-    return ExactMarginalLogLikelihood(model.likelihood, model).train()
+def _loss(mll: ExactMarginalLogLikelihood, *params: object) -> torch.Tensor:
+    return -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets, *params)
 
 
 def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> Task:
@@ -133,22 +128,21 @@ def _step_of(model: SingleTaskGP | MultiTaskGP, *params: object) -> Task:
 
     def step() -> torch.Tensor:
         model.zero_grad()
-        loss = -mll(model(*model.train_inputs), model.train_targets, *params)
+        loss = _loss(mll, *params)
         loss.backward()
         return loss.detach()
 
     return Task(lambda: loss_and_gradient(model, step))
 
 
-def _fit(case: Case, outputs: int) -> Task:
-    mll = _mll_of(SingleTaskGP(*_observations(case, outputs)))
+def _fit(case: Case) -> Task:
+    mll = _mll_of(SingleTaskGP(*_observations(case, FITS[case.case])))
     start = deepcopy(mll.state_dict())
 
+    @torch.no_grad()
     def loss(mll: ExactMarginalLogLikelihood) -> torch.Tensor:
         """Return the loss at the end: in flat directions parameters say nothing."""
-        with torch.no_grad():
-            model = mll.train().model
-            return -mll(model(*model.train_inputs), model.train_targets).reshape(-1).double().cpu()
+        return _loss(mll.train()).reshape(-1).double().cpu()
 
     return Task(partial(fit_gpytorch_mll, mll), lambda: (mll.load_state_dict(start), mll.train()), loss)
 
@@ -278,77 +272,66 @@ def _model_list(x: torch.Tensor, y: torch.Tensor) -> ModelListGP:
     return ModelListGP(*(SingleTaskGP(x, column) for column in y.split(1, dim=-1)))
 
 
-def _sampler() -> SobolQMCNormalSampler:
-    return SobolQMCNormalSampler(torch.Size([SAMPLES]), seed=0)
+def _sampler(samples: int = SAMPLES) -> SobolQMCNormalSampler:
+    return SobolQMCNormalSampler(torch.Size([samples]), seed=0)
 
 
-def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> acquisition.AcquisitionFunction:
+def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> AcquisitionFunction:
     return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
 
 
-def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
-
-
-def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     reference = y.min(dim=0).values
     return qLogNoisyExpectedHypervolumeImprovement(model, reference, x, sampler=_sampler(), prune_baseline=True)
 
 
-def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
+def _q_log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
+    return acquisition.qLogExpectedImprovement(model, best_f=y.max(), sampler=_sampler())
+
+
+def _log_ei(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
     return acquisition.LogExpectedImprovement(model, best_f=y.max())
 
 
-def _ucb(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return acquisition.UpperConfidenceBound(model, beta=2.0)
-
-
-def _q_kg(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    sampler = SobolQMCNormalSampler(torch.Size([FANTASIES]), seed=0)
-    return acquisition.qKnowledgeGradient(model, num_fantasies=FANTASIES, sampler=sampler)
-
-
-def _q_mes(model: Any, x: torch.Tensor, y: torch.Tensor) -> acquisition.AcquisitionFunction:
-    return acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x))
-
-
 class Acquisition(NamedTuple):
-    """An acquisition function, its value and gradient at a batch of candidates.
+    """An acquisition function, its value and gradient at a batch of candidates."""
 
-    :param make: Makes it of a model and its data.
-    :param q: How many candidates are judged together.
-    :param sizes: Numbers of training points.
-    :param outputs: The model's outputs.
-    :param model: Makes the model.
-    :param by_hand: Whether a posterior is all that it asks the model for.
-    """
-
-    make: Callable[[Any, torch.Tensor, torch.Tensor], acquisition.AcquisitionFunction]
-    q: int
-    sizes: tuple[int, ...] = (30, 200, 500)
-    outputs: int = 1
-    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP
-    by_hand: bool = True
+    make: Callable[[Any, torch.Tensor, torch.Tensor], AcquisitionFunction]  # makes it of a model and its data
+    q: int  # how many candidates are judged together
+    sizes: tuple[int, ...] = (200, 500)  # numbers of training points
+    outputs: int = 1  # the model's outputs
+    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP  # makes the model
+    by_hand: bool = True  # whether a posterior is all that it asks the model for
 
 
+SIZES = (30, 200, 500)
 ACQUISITIONS = {
-    "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1),
-    "UCB of 16 x 1 points, with gradient": Acquisition(_ucb, 1),
-    "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1),
-    "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4),
-    "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1),
-    "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4),
-    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(
-        partial(_q_log_nei, prune=False), 1, (200, 500)
+    "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1, SIZES),
+    "UCB of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.UpperConfidenceBound(model, beta=2.0), 1, SIZES
     ),
-    "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, (200, 500), 2),
-    "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(_q_log_nehvi, 1, (200, 500), 2, _model_list),
-    "qKG of 16 x 1 points, with gradient": Acquisition(_q_kg, 1 + FANTASIES, (200, 500), by_hand=False),
-    "qMES of 16 x 1 points, with gradient": Acquisition(_q_mes, 1, (200, 500)),
+    "qLogEI of 16 x 1 points, with gradient": Acquisition(_q_log_ei, 1, SIZES),
+    "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4, SIZES),
+    "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1, SIZES),
+    "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4, SIZES),
+    "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(partial(_q_log_nei, prune=False), 1),
+    "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, outputs=2),
+    "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(
+        _q_log_nehvi, 1, outputs=2, model=_model_list
+    ),
+    "qKG of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.qKnowledgeGradient(model, FANTASIES, _sampler(FANTASIES)),
+        1 + FANTASIES,
+        by_hand=False,
+    ),
+    "qMES of 16 x 1 points, with gradient": Acquisition(
+        lambda model, x, y: acquisition.qMaxValueEntropy(model, torch.rand(DISCRETE, D).to(x)), 1
+    ),
 }
 
 
-def _acquisition(case: Case, asked: Acquisition, by_hand: bool) -> Task:
+def _acquisition(case: Case, by_hand: bool) -> Task:
+    asked = ACQUISITIONS[case.case]
     x, y = _observations(case, asked.outputs)
     model = (_GPByHand if by_hand else asked.model)(x, y).eval()
     torch.manual_seed(0)  # which points a function prunes, or what it discretizes, is drawn
@@ -378,23 +361,18 @@ def _sampling(case: Case, by_hand: bool) -> Task:
 
 def _optimize(case: Case) -> Task:
     x, y = _observations(case)
-    log_ei = _log_ei(SingleTaskGP(x, y).eval(), x, y)
-
-    def optimize() -> torch.Tensor:
-        return optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
-
-    return Task(optimize, lambda: torch.manual_seed(0))
+    return Task(partial(_best, _log_ei(SingleTaskGP(x, y).eval(), x, y), x), lambda: torch.manual_seed(0))
 
 
 def _rounds(case: Case) -> int:
     return QUICK_ROUNDS if case.settings.startswith("quick") else ROUNDS
 
 
-def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[acquisition.AcquisitionFunction, torch.Tensor]:
+def _round(x: torch.Tensor, y: torch.Tensor) -> tuple[AcquisitionFunction, torch.Tensor]:
     model = SingleTaskGP(x, y)
     fit_gpytorch_mll(_mll_of(model))
     log_ei = _log_ei(model, x, y)
-    return log_ei, optimize_acqf(log_ei, _bounds(x), q=1, num_restarts=4, raw_samples=64)[0]
+    return log_ei, _best(log_ei, x)
 
 
 def _loop(case: Case) -> Task:
@@ -426,25 +404,27 @@ def _candidates_apart(case: Case) -> float:
     return apart
 
 
-OTHERS = {STEP: _step, STEP_OF_TASKS: _step_of_tasks, OPTIMIZE: _optimize, LOOP: _loop}
+NOT_BY_HAND = {
+    STEP: lambda case: _step_of(SingleTaskGP(*_observations(case))),
+    STEP_OF_TASKS: _step_of_tasks,
+    OPTIMIZE: _optimize,
+    LOOP: _loop,
+} | dict.fromkeys(FITS, _fit)
 
 
 def _task(case: Case, provider: str) -> Task | None:
     """Return the work of `case`, or None where it cannot be done by hand."""
     by_hand = provider == BY_HAND
-    if case.case in ACQUISITIONS:
-        asked = ACQUISITIONS[case.case]
-        return _acquisition(case, asked, by_hand) if asked.by_hand or not by_hand else None
     if case.case == SAMPLING:
         return _sampling(case, by_hand)
-    if by_hand:
-        return None
-    return _fit(case, FITS[case.case]) if case.case in FITS else OTHERS[case.case](case)
+    if case.case in ACQUISITIONS:
+        return _acquisition(case, by_hand) if ACQUISITIONS[case.case].by_hand or not by_hand else None
+    return None if by_hand else NOT_BY_HAND[case.case](case)
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a task both ways, and by hand, in turn, and compare what it finds."""
-    variants, results = {}, {}
+    variants, results, brief = {}, {}, case.case in BRANCHING
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # BoTorch's advice on scaling and restarts would tear the progress bar
         for provider in (STOCK, TENSORS, BY_HAND):
@@ -455,14 +435,13 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
             variants[provider] = Variant(run_in(way, task.run), task.prepare)
             task.prepare()
             results[provider] = run_in(STOCK, partial(task.result, variants[provider].run()))()
-        if case.case not in BRANCHING:
+        if not brief:
             check_same(results, case.dtype, f"{case.case}, n = {case.n}")
         values = noted({provider: distance(result, results[STOCK]) for provider, result in results.items()})
         if case.case == LOOP:
             for provider, result in results.items():
                 values[provider]["best"] = float(result[-1])
             values[TENSORS]["distance_from_stock"] = _candidates_apart(case)
-        brief = case.case in BRANCHING
         return rows_in_turn(
             case, case.case, variants, options, advance, values, with_memory=not brief, least=3 if brief else 5
         )
@@ -472,35 +451,26 @@ def _label(case: Case) -> str:
     return case.case.replace(" m ", f" {case.m:,} ")
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    gain, most = (times(ratio(found[STOCK], found.get(other))) for other in (TENSORS, BY_HAND))
-    apart = f"{found[TENSORS].values['distance_from_stock']:.0e}"
-    return [[_label(case), f"{case.n:,}", *both_times(found), gain, most, apart]]
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
-    return case_tables(
-        rows,
-        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}, {row.case.settings}; {conditions(row)}",
-        ["task", "n", "stock (ms)", "tensors (ms)", "ratio", f"stock / {BY_HAND}", "distance of results"],
-        _lines,
-        f"Medians and [20 %, 80 %] quantiles, in turn. {BY_HAND.capitalize()}: of a model whose posterior is a few "
-        "operations of torch, with nothing of GPyTorch's in between, and which knows the points observed among those "
-        f"that it is asked for. Samples: {SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions "
-        "keep of the points observed those that may be best. Distance: of the numbers found, relative; of a fit the "
-        "loss at its end; in the loop, of what the candidates of both ways are worth to stock's acquisition function, "
-        "each round from the same data. The loop "
-        f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
-    )
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios, one picture for each data type."""
-    return dot_pictures(
-        rows,
-        folder,
-        lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
-        "Time",
-        label=lambda row: f"{_label(row.case)}, n = {row.case.n:,}",
-    )
+tables = partial(
+    case_tables,
+    title=lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}, {row.case.settings}; {conditions(row)}",
+    columns={"task": lambda row, found: _label(row.case)}
+    | N
+    | TIMES_AND_RATIO
+    | {
+        f"stock / {BY_HAND}": over(STOCK, BY_HAND),
+        "distance of results": lambda row, found: f"{found[TENSORS].values['distance_from_stock']:.0e}",
+    },
+    caption=f"{IN_TURN} {BY_HAND.capitalize()}: of a model whose posterior is a few operations of torch, with nothing "
+    "of GPyTorch's in between, and which knows the points observed among those that it is asked for. Samples: "
+    f"{SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions keep of the points observed those "
+    "that may be best. Distance: of the numbers found, relative; of a fit the loss at its end; in the loop, of what "
+    "the candidates of both ways are worth to stock's acquisition function, each round from the same data. The loop "
+    f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
+)
+pictures = partial(
+    dot_pictures,
+    title=lambda row: f"{TITLE}: {MODEL}, {row.case.dtype}; {conditions(row)}",
+    what="Time",
+    label=lambda row: f"{_label(row.case)}, n = {row.case.n:,}",
+)

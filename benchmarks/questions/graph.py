@@ -8,35 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 
 import gpytorch
 
-from ..shared.against_n import ratio_tables, time_pictures
-from ..shared.agreement import check_same, noted
-from ..shared.measuring import fits, rows_in_turn
-from ..shared.models import ExactGP, dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, steps_in, with_room
+from ..shared.models import ExactGP, loss_and_gradient, model_of, training_step
 from ..shared.options import Options
-from ..shared.row import Case, Row
-from ..shared.show import Table, say
-from ..shared.timing import Variant
+from ..shared.pictures import time_pictures
+from ..shared.rows import Case, Row
+from ..shared.tables import ratio_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, WAYS, run_in
-from .train import STOCK_MATRICES, D
 
 TITLE = "A training step as a graph"
 COMPILED, GRAPHS, CAPTURED = "torch.compile", "torch.compile, CUDA graphs", "captured CUDA graph"
 WARM_UP = 3
 
-
-def cases(options: Options) -> list[Case]:
-    """Return one case for each data type and n."""
-    sizes = options.choose("sizes", (50, 200, 1000), quick=(50,))
-    return [
-        Case("graph", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel, dtype, n in options.grid(sizes)
-    ]
+cases = partial(cases_of, "graph", sizes=(50, 200, 1000), quick=(50,))
 
 
 def _compiled(model: ExactGP, **arguments: str) -> Callable[[], torch.Tensor]:
@@ -79,25 +69,16 @@ def _makers(device: str) -> dict[str, Callable[[ExactGP], Callable[[], torch.Ten
     """Return what makes each variant's step of a model; without CUDA, by a backend that needs no compiler."""
     if torch.device(device).type != "cuda":
         say(f"graph: {GRAPHS} and {CAPTURED} are left out, as {device} has none; {COMPILED} is its aot_eager backend.")
-        return {COMPILED: lambda model: _compiled(model, backend="aot_eager")}
-    return {
-        COMPILED: _compiled,
-        GRAPHS: lambda model: _compiled(model, mode="reduce-overhead"),
-        CAPTURED: _captured,
-    }
+        return {COMPILED: partial(_compiled, backend="aot_eager")}
+    return {COMPILED: _compiled, GRAPHS: partial(_compiled, mode="reduce-overhead"), CAPTURED: _captured}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@with_room()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time the variants that work in turn, after a check that they compute the same numbers."""
-    if not fits(case, STOCK_MATRICES):
-        return []
-    variants, results = {}, {}
-    with dense_at_every_n(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of graph breaks
-        for way in (STOCK, TENSORS):
-            model = model_of(case)
-            variants[way] = Variant(run_in(way, training_step(model)))
-            results[way] = loss_and_gradient(model, variants[way].run)
+        variants, results = steps_in((STOCK, TENSORS), partial(model_of, case))
         for name, make in _makers(case.device).items():
             torch.compiler.reset()
             model = model_of(case)
@@ -108,26 +89,19 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
                     results[name] = loss_and_gradient(model, step)
             except Exception as error:  # whatever it is, it is the answer to whether this works
                 results.pop(name, None)
-                say(f"graph, n = {case.n:,}: {name} does not work here: {type(error).__name__}: {_first_line(error)}")
+                said = next(iter(str(error).splitlines()), "")
+                say(f"graph, n = {case.n:,}: {name} does not work here: {type(error).__name__}: {said}")
                 continue
             variants[name] = Variant(step)
         values = noted(check_same(results, case.dtype, f"loss and gradient, n = {case.n}"))
         return rows_in_turn(case, "step", variants, options, advance, values, with_memory=False)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
-    caption = (
-        f"All on tensors but stock. {CAPTURED}: under gpytorch.settings.trace_mode, so the factorization is not "
-        "checked. What is missing did not work."
-    )
-    return ratio_tables(rows, TITLE, caption, (STOCK, TENSORS))
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios against n, one picture for each data type."""
-    return time_pictures(rows, folder, TITLE, "Time of a training step")
+tables = partial(
+    ratio_tables,
+    title=TITLE,
+    caption=f"All on tensors but stock. {CAPTURED}: under gpytorch.settings.trace_mode, so the factorization is not "
+    "checked. What is missing did not work.",
+    with_time=(STOCK, TENSORS),
+)
+pictures = partial(time_pictures, title=titled(TITLE), what="Time of a training step")

@@ -6,23 +6,18 @@ blocked inverse of this package, from several block sizes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from unittest import mock
 
 import torch
 
-from ..shared.against_n import ratio_tables, time_pictures
-from ..shared.agreement import check_same, noted
-from ..shared.measuring import fits, rows_in_turn
-from ..shared.models import dense_at_every_n
+from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, with_room
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import by_case, grouped, providers, setting
-from ..shared.show import Table, listed
-from ..shared.timing import Variant
-from .train import STOCK_MATRICES, D, covariance_of
+from ..shared.pictures import time_pictures
+from ..shared.rows import Case, Row, by_case, by_provider, grouped, setting
+from ..shared.tables import listed, listed_n, ratio_tables, titled
+from .train import covariance_of
 
 blocked = import_module("gpytorch.functions.cholesky_inverse")
 
@@ -30,49 +25,37 @@ TITLE = "Inverse from a Cholesky factor"
 TORCH, SOLVES, PRODUCT = "cholesky_inverse", "two triangular solves", "inverse of the factor, squared"
 BLOCKS = (128, 256, 512, 1024, 2048)
 
-
-def cases(options: Options) -> list[Case]:
-    """Return one case for each data type and n."""
-    sizes = options.choose("sizes", (50, 200, 500, 1000, 2000, 4000), quick=(50, 200, 500))
-    return [
-        Case("inverse", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel, dtype, n in options.grid(sizes, tuple(DTYPES))
-    ]
+cases = partial(cases_of, "inverse", sizes=(50, 200, 500, 1000, 2000, 4000), quick=(50, 200, 500), dtypes=tuple(DTYPES))
 
 
-def _solves(factor: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-    half = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
-
-
-def _product(factor: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-    half = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return half.mT @ half
-
-
-def _blocked(factor: torch.Tensor, work: torch.Tensor, size: int) -> torch.Tensor:
+def _blocked(work: torch.Tensor, size: int) -> torch.Tensor:
     with mock.patch.object(blocked, "_BLOCKED_FROM", size):
         return blocked.cholesky_inverse_(work)
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@with_room()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time all ways in turn, after a check that they find the same inverse."""
-    if not fits(case, STOCK_MATRICES):
-        return []
-    with dense_at_every_n():
-        factor = torch.linalg.cholesky(covariance_of(case))
+    factor = torch.linalg.cholesky(covariance_of(case))
     identity = torch.eye(case.n, dtype=factor.dtype, device=factor.device)
     work = torch.empty_like(factor.mT).mT  # in LAPACK's order, as a training step has it
+
+    def half() -> torch.Tensor:
+        return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+    def product() -> torch.Tensor:
+        inverse = half()
+        return inverse.mT @ inverse
+
     variants = {
         TORCH: Variant(lambda: torch.cholesky_inverse(factor)),
-        SOLVES: Variant(lambda: _solves(factor, identity)),
-        PRODUCT: Variant(lambda: _product(factor, identity)),
+        SOLVES: Variant(lambda: torch.linalg.solve_triangular(factor.mT, half(), upper=True)),
+        PRODUCT: Variant(product),
+    } | {
+        f"blocks from {size}": Variant(partial(_blocked, work, size), prepare=lambda: work.copy_(factor))
+        for size in BLOCKS
+        if size <= case.n
     }
-    for size in BLOCKS:
-        if size <= case.n:
-            variants[f"blocks from {size}"] = Variant(
-                lambda size=size: _blocked(factor, work, size), prepare=lambda: work.copy_(factor)
-            )
     # Compared by what they do to a few vectors: on a GPU the inverses themselves would fill the CPU's memory.
     probes = torch.linspace(-1, 1, 4 * case.n, dtype=factor.dtype, device=factor.device).sin().view(case.n, 4)
     results = {}
@@ -83,10 +66,14 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     return rows_in_turn(case, "inverse", variants, options, advance, noted(distances), with_memory=False)
 
 
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each data type."""
-    caption = "'blocks from 256': put together by matrix products from the inverses of blocks of less than 256 rows."
-    return ratio_tables(rows, TITLE, caption, (TORCH,), base=TORCH)
+tables = partial(
+    ratio_tables,
+    title=TITLE,
+    caption="'blocks from 256': put together by matrix products from the inverses of blocks of less than 256 rows.",
+    with_time=(TORCH,),
+    base=TORCH,
+)
+pictures = partial(time_pictures, title=titled(TITLE), what="Time of the inverse", base=TORCH)
 
 
 def remarks(rows: list[Row]) -> list[str]:
@@ -95,14 +82,9 @@ def remarks(rows: list[Row]) -> list[str]:
     for group in grouped(rows, setting).values():
         best = {case.n: min(found.values(), key=lambda row: row.p50).provider for case, found in by_case(group).items()}
         words = [
-            f"{name} at n = {listed([f'{n:,}' for n, winner in sorted(best.items()) if winner == name])}"
-            for name in providers(group)
+            f"{name} at n = {listed_n([n for n, winner in sorted(best.items()) if winner == name])}"
+            for name in by_provider(group)
             if name in best.values()
         ]
         said.append(f"{group[0].case.dtype}: the fastest is {listed(words)}.")
     return said
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios against n, one picture for each data type."""
-    return time_pictures(rows, folder, TITLE, "Time of the inverse", base=TORCH)

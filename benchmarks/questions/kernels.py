@@ -10,31 +10,151 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
-from torch.nn.functional import softplus
+from torch.nn.functional import one_hot, softplus
 
-from ..shared.agreement import check_same, noted
-from ..shared.compare import both_times, case_tables, dot_pictures
-from ..shared.measuring import fits, rows_in_turn
-from ..shared.models import dense_at_every_n, training_step
+import gpytorch
+from gpytorch import kernels as k
+from gpytorch import means
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import GaussianLikelihood, Likelihood, MultitaskGaussianLikelihood
+
+from ..shared.measuring import STOCK_MATRICES, Advance, Variant, check_same, fits, noted, rows_in_turn, steps_in
+from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem
 from ..shared.options import DTYPES, InputError, Options
-from ..shared.row import Case, Row
-from ..shared.show import Table, conditions, ratio, times
-from ..shared.timing import Variant
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Row, machine_of
+from ..shared.tables import IN_TURN, TIMES, Table, case_tables, conditions, over
 from ..shared.ways import STOCK, TENSORS, run_in, takes_tensors
-from .all_kernels import LEFT, D, KernelGP, available, inputs_of
-from .train import STOCK_MATRICES
 
 TITLE = "A training step with every kernel"
 BY_HAND = "by hand"
 _WITH_GRADIENT = "and gradient"
+_CONTEXTS = {"a": [0, 1, 2], "b": [3, 4, 5]}
+
+
+def _scaled(make: Callable[..., Kernel], *args, **kwargs) -> Callable[[], Kernel]:
+    return lambda: k.ScaleKernel(make(*args, **kwargs))
+
+
+def _botorchs(name: str, *args, module: str = "", **kwargs) -> Callable[[], Kernel]:
+    def make() -> Kernel:
+        return getattr(import_module("botorch.models.kernels" + module), name)(*args, **kwargs)
+
+    return make
+
+
+def mixed() -> Kernel:
+    """Return the kernel of BoTorch's MixedSingleTaskGP, of four coordinates and two categories."""
+
+    def of_points() -> Kernel:
+        return k.MaternKernel(nu=2.5, ard_num_dims=4, active_dims=[0, 1, 2, 3])
+
+    of_labels = _botorchs("CategoricalKernel", ard_num_dims=2, active_dims=[4, 5])
+    return k.ScaleKernel(of_points() + k.ScaleKernel(of_labels())) + k.ScaleKernel(of_points() * of_labels())
+
+
+#: By name, the kernel.
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "RBF": _scaled(k.RBFKernel, ard_num_dims=D),
+    "Matern 5/2": _scaled(k.MaternKernel, nu=2.5, ard_num_dims=D),
+    "rational quadratic": _scaled(k.RQKernel, ard_num_dims=D),
+    "periodic": _scaled(k.PeriodicKernel),
+    "RBF + constant": lambda: k.ScaleKernel(k.RBFKernel()) + k.ConstantKernel(),
+    "Matern + linear": lambda: k.ScaleKernel(k.MaternKernel(nu=2.5)) + k.LinearKernel(),
+    "polynomial": lambda: k.PolynomialKernel(2),
+    "cosine": lambda: k.CosineKernel(active_dims=[0]),
+    "piecewise polynomial": _scaled(k.PiecewisePolynomialKernel, 2, ard_num_dims=D),
+    "spectral mixture of 4": lambda: k.SpectralMixtureKernel(4, ard_num_dims=D),
+    "Arc": _scaled(k.ArcKernel, k.MaternKernel(nu=2.5), ard_num_dims=D),
+    "cylindrical": _scaled(k.CylindricalKernel, 5, k.MaternKernel(nu=2.5)),
+    "Hamming IMQ": _scaled(k.HammingIMQKernel, 3),
+    "symmetrized KL": _scaled(k.GaussianSymmetrizedKLKernel),
+    "additive structure": lambda: k.AdditiveStructureKernel(k.RBFKernel(), D),
+    "product structure": lambda: k.ProductStructureKernel(k.RBFKernel(), D),
+    "Newton-Girard": lambda: k.NewtonGirardAdditiveKernel(k.RBFKernel(), D, max_degree=2),
+    "RBF and gradient": lambda: k.RBFKernelGrad(ard_num_dims=D),
+    "Matern 5/2 and gradient": lambda: k.Matern52KernelGrad(ard_num_dims=D),
+    "categorical": lambda: k.ScaleKernel(_botorchs("CategoricalKernel", ard_num_dims=D)()),
+    "mixed": mixed,
+    "infinite-width network": lambda: k.ScaleKernel(_botorchs("InfiniteWidthBNNKernel", 2)()),
+    "linear truncated fidelity": _botorchs("LinearTruncatedFidelityKernel", [5], dimension=D),
+    "RBF x downsampling": lambda: k.RBFKernel() * _botorchs("DownsamplingKernel", active_dims=[5])(),
+    "RBF x exponential decay": lambda: k.RBFKernel() * _botorchs("ExponentialDecayKernel", active_dims=[5])(),
+    "orthogonal additive": _botorchs("OrthogonalAdditiveKernel", D, module=".orthogonal_additive_kernel"),
+    "separate contexts": _botorchs("SACKernel", _CONTEXTS, torch.Size(), module=".contextual_sac"),
+    "linear": lambda: k.LinearKernel(),
+    "random features": lambda: k.RFFKernel(10, num_dims=D),
+    "inducing points": lambda: k.InducingPointKernel(_scaled(k.RBFKernel)(), torch.rand(10, D), GaussianLikelihood()),
+    "interpolated grid": lambda: k.GridInterpolationKernel(k.RBFKernel(), 30, num_dims=1, active_dims=[0]),
+    "multitask": lambda: k.MultitaskKernel(k.RBFKernel(), 2),
+    "coregionalization": lambda: k.LCMKernel([k.RBFKernel(), k.MaternKernel()], 2, rank=1),
+}
+#: Those that keep a structure, and stay upstream's.
+LEFT = ("linear", "random features", "inducing points", "interpolated grid", "multitask", "coregionalization")
+_OF_BOTORCH = ("categorical", "mixed", "infinite", "linear truncated", "RBF x", "orthogonal", "separate")
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the kernels, without BoTorch's where it is not installed."""
+    has_botorch = find_spec("botorch") is not None
+    return tuple(name for name in KERNELS if has_botorch or not name.startswith(_OF_BOTORCH))
+
+
+def inputs_of(name: str, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Return training inputs that the kernel of that name can take."""
+    x, _ = sample_problem(n, D, dtype, device)
+    if name in ("categorical", "mixed"):
+        return torch.cat([x[:, :4], (3 * x[:, 4:]).floor()], dim=-1)
+    if name == "Hamming IMQ":
+        return one_hot((3 * x[:, :2]).long(), 3).flatten(-2).to(dtype)
+    return x / 3 if name == "cylindrical" else x  # inside the unit sphere
+
+
+def _made(name: str, dtype: torch.dtype) -> Kernel:
+    # One of BoTorch's has tensors that are not converted with it.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.manual_seed(0)
+            return KERNELS[name]()
+    finally:
+        torch.set_default_dtype(before)
+
+
+class KernelGP(gpytorch.models.ExactGP):
+    """A constant mean and the kernel of that name, of one output or several."""
+
+    def __init__(self, name: str, x: torch.Tensor) -> None:
+        kernel = _made(name, x.dtype).to(x)
+        for part in kernel.modules():
+            getattr(part, "_priors", {}).clear()  # some of BoTorch's bring their own
+        outputs = kernel.num_outputs_per_input(x, x)
+        y = torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(x.size(0), generator=torch.Generator().manual_seed(0)).to(x)
+        likelihood: Likelihood = GaussianLikelihood() if outputs == 1 else MultitaskGaussianLikelihood(outputs)
+        super().__init__(x, y if outputs == 1 else y.unsqueeze(-1).repeat(1, outputs), likelihood)
+        self.covar_module, self.is_multitask = kernel, outputs > 1
+        mean = means.ConstantMean()
+        if outputs > 1:
+            mean = means.ConstantMeanGrad() if outputs > D else means.MultitaskMean(mean, outputs)
+        self.mean_module = mean
+        self.to(x)
+
+    def forward(self, x: torch.Tensor) -> MultivariateNormal:
+        """Return the prior at `x`."""
+        distribution = MultitaskMultivariateNormal if self.is_multitask else MultivariateNormal
+        return distribution(self.mean_module(x), self.covar_module(x))
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
     names = available() if options.sets is None else options.sets
     unknown = [name for name in names if name not in available()]
     if unknown:
@@ -56,6 +176,7 @@ def by_hand(model: KernelGP) -> Callable[[], torch.Tensor]:
     (x,), y = model.train_inputs, model.train_targets
     raw_noise, constant = model.likelihood.noise_covar.raw_noise, model.mean_module.raw_constant
     bound, n = model.likelihood.noise_covar.raw_noise_constraint.lower_bound, len(y)
+    parameters = list(model.parameters())
 
     def step() -> torch.Tensor:
         for parameter in parameters:
@@ -73,68 +194,54 @@ def by_hand(model: KernelGP) -> Callable[[], torch.Tensor]:
         deviance = (residual.mT @ alpha).squeeze() + 2 * factor.diagonal().log().sum() + n * math.log(2 * math.pi)
         return deviance / (2 * n)
 
-    parameters = list(model.parameters())
     return step
 
 
-def _loss_and_gradient(model: KernelGP, step: Callable[[], torch.Tensor]) -> torch.Tensor:
-    loss = step()
-    gradients = [parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None]
-    return torch.cat([loss.reshape(1), *gradients]).detach().double().cpu()
-
-
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a step in every way, in turn."""
     rows_a_point = D + 1 if case.case.endswith(_WITH_GRADIENT) else 1
     if not fits(case, STOCK_MATRICES * rows_a_point**2):
         return []
     x = inputs_of(case.case, case.n, DTYPES[case.dtype], case.device)
-    variants, results = {}, {}
     with dense_at_every_n(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for way in (STOCK, TENSORS):
-            model = KernelGP(case.case, x)
-            variants[way] = Variant(run_in(way, training_step(model)))
-            results[way] = _loss_and_gradient(model, variants[way].run)
+        variants, results = steps_in((STOCK, TENSORS), partial(KernelGP, case.case, x))
         is_left = case.case in LEFT
         if takes_tensors(variants[TENSORS].run) == is_left:
             raise RuntimeError(f"The training step of {case} {'took' if is_left else 'did not take'} the tensor path.")
+        model = KernelGP(case.case, x)
         if not is_left and not model.is_multitask:
-            model = KernelGP(case.case, x)
             variants[BY_HAND] = Variant(run_in(STOCK, by_hand(model)))
-            results[BY_HAND] = _loss_and_gradient(model, variants[BY_HAND].run)
+            results[BY_HAND] = loss_and_gradient(model, variants[BY_HAND].run)
         distances = check_same(results, case.dtype, f"loss and gradient, {case.case}, n = {case.n}")
         return rows_in_turn(case, "step", variants, options, advance, noted(distances))
+
+
+def _of_table(row: Row) -> tuple:
+    return row.case.n, row.case.device, machine_of(row), row.case.dtype, row.case.settings
 
 
 def _title(row: Row) -> str:
     return f"{TITLE}: n = {row.case.n:,}, d = {D}, {row.case.dtype}, {conditions(row)}"
 
 
-def _of_table(row: Row) -> tuple:
-    machine = tuple(sorted(row.machine.items()))
-    return row.case.n, row.case.device, machine, row.case.dtype, row.case.settings
-
-
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    ratios = [times(ratio(found[STOCK], found.get(way))) for way in (TENSORS, BY_HAND)]
-    name = f"{case.case} (left to upstream)" if case.case in LEFT else case.case
-    return [[name, *both_times(found), *ratios]]
-
-
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each n and data type."""
-    rows = sorted(rows, key=lambda row: row.case.n)
-    columns = ["kernel", "stock (ms)", "tensors (ms)", "stock / tensors", f"stock / {BY_HAND}"]
-    caption = (
-        f"Medians and [20 %, 80 %] quantiles, in turn. {BY_HAND.capitalize()}: the kernel's own forward and backward, "
-        "and the factorization and inverse, with nothing around them."
+    name = {"kernel": lambda row, found: row.case.case + (" (left to upstream)" if row.case.case in LEFT else "")}
+    return case_tables(
+        sorted(rows, key=lambda row: row.case.n),
+        _title,
+        name | TIMES | {f"stock / {way}": over(STOCK, way) for way in (TENSORS, BY_HAND)},
+        f"{IN_TURN} {BY_HAND.capitalize()}: the kernel's own forward and backward, and the factorization and inverse, "
+        "with nothing around them.",
+        key=_of_table,
     )
-    return case_tables(rows, _title, columns, _lines, caption, key=_of_table)
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios, one picture for each n and data type."""
-    return dot_pictures(
-        rows, folder, _title, "Time", lambda row: row.case.case, key=_of_table, part=lambda row: (f"n{row.case.n}",)
-    )
+pictures = partial(
+    dot_pictures,
+    title=_title,
+    what="Time",
+    label=lambda row: row.case.case,
+    key=_of_table,
+    part=lambda row: (f"n{row.case.n}",),
+)

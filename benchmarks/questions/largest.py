@@ -9,22 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..shared import peak
-from ..shared.against_n import describe
-from ..shared.compare import case_tables
 from ..shared.machine import available_bytes, release, stamp
-from ..shared.models import dense_at_every_n, model_of, training_step
+from ..shared.measuring import Advance, timed
+from ..shared.models import D, dense_at_every_n, model_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.show import Table, milliseconds, say
-from ..shared.timing import timed
+from ..shared.rows import Case, Row
+from ..shared.tables import WAY, Table, case_tables, milliseconds, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
-from .train import D
 
 TITLE = "Largest n that trains"
 SMALL, QUICK_SMALL = 3000, 300
@@ -35,7 +31,6 @@ WHOLE = "all"
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data type."""
     small = QUICK_SMALL if options.quick else SMALL
     budget = f"{options.memory[0]:g} GiB" if options.memory else WHOLE
     if not options.memory and torch.device(options.device).type != "cuda":
@@ -43,19 +38,10 @@ def cases(options: Options) -> list[Case]:
     return [Case("largest", budget, n, D, dtype, options.device, kernel) for kernel, dtype, n in options.grid((small,))]
 
 
-def _budget(case: Case) -> float:
-    free = available_bytes(case.device)
-    return free if case.case == WHOLE else min(free, float(case.case.split()[0]) * 2**30)
-
-
 def _first_step(case: Case, way: str) -> tuple[float, float]:
     """Return the seconds of a step and its peak in n x n matrices."""
     step, seconds = run_in(way, training_step(model_of(case))), []
-
-    def timed_step() -> None:
-        seconds.append(timed(step, case.device))
-
-    held = peak.peak_bytes(timed_step, case.device)
+    held = peak.peak_bytes(lambda: seconds.append(timed(step, case.device)), case.device)
     return seconds[0], held / (case.n**2 * DTYPES[case.dtype].itemsize)
 
 
@@ -97,53 +83,47 @@ def search(
     return found
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@dense_at_every_n()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Search for the largest n, both ways."""
     rows = []
-    with dense_at_every_n():
-        for way in (STOCK, TENSORS):
-            _, matrices, reason = _try(case, way)
-            if reason:
-                say(f"largest, {case.dtype}: {way} does not even train at n = {case.n:,}: {reason}")
-                continue
-            budget = FILL * _budget(case) / DTYPES[case.dtype].itemsize
+    for way in (STOCK, TENSORS):
+        _, matrices, reason = _try(case, way)
+        if reason:
+            say(f"largest, {case.dtype}: {way} does not even train at n = {case.n:,}: {reason}")
+            continue
+        asked = math.inf if case.case == WHOLE else float(case.case.split()[0]) * 2**30
+        budget = FILL * min(available_bytes(case.device), asked) / DTYPES[case.dtype].itemsize
 
-            def room(matrices: float, budget: float = budget) -> int:
-                return math.floor(math.sqrt(budget / matrices))
+        def room(matrices: float, budget: float = budget) -> int:
+            return math.floor(math.sqrt(budget / matrices))
 
-            def attempt(n: int, way: str = way) -> tuple[float, float, str]:
-                say(f"largest, {case.dtype}: {way} tries n = {n:,}.")
-                return _try(replace(case, n=n), way)
+        def attempt(n: int, way: str = way) -> tuple[float, float, str]:
+            say(f"largest, {case.dtype}: {way} tries n = {n:,}.")
+            return _try(replace(case, n=n), way)
 
-            found = search(room(matrices), attempt, room)
-            rows.append(Row(case, way, "step", p50=found.pop("seconds", None), values=found, **stamp(case.device)))
-            advance(len(rows) / 2)
+        found = search(room(matrices), attempt, room)
+        rows.append(Row(case, way, "step", p50=found.pop("seconds", None), values=found, **stamp(case.device)))
+        advance(len(rows) / 2)
     return rows
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    lines = []
-    for way, row in found.items():
-        largest = f"{row.values['largest']:,}" if "largest" in row.values else "none of those tried"
-        refused = ", ".join(f"{int(n):,}" for n in row.values["refused"]) or "-"
-        matrices = f"{row.values['matrices']:.2f}" if "matrices" in row.values else "-"
-        lines.append([case.case, way, refused, largest, matrices, milliseconds(row.p50)])
-    return lines
+COLUMNS = {
+    "memory": lambda row, found: row.case.case,
+    **WAY,
+    "did not train": lambda row, found: ", ".join(f"{int(n):,}" for n in row.values["refused"]) or "-",
+    "largest n that trained": lambda row, found: (
+        f"{row.values['largest']:,}" if "largest" in row.values else "none of those tried"
+    ),
+    "its n x n matrices": lambda row, found: f"{row.values['matrices']:.2f}" if "matrices" in row.values else "-",
+    "its step (ms)": lambda row, found: milliseconds(row.p50),
+}
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
-    return case_tables(
-        rows,
-        lambda row: f"{TITLE}: {describe(row)}",
-        ["memory", "way", "did not train", "largest n that trained", "its n x n matrices", "its step (ms)"],
-        _lines,
+    caption = (
         f"The first n tried is the one at which the n x n matrices that a step at n = {rows[0].case.n:,} needs fill "
         f"{FILL:.0%} of the memory; after one that did not train comes one smaller by {1 - SHRINK:.0%}, after one that "
-        "did the one that its own matrices allow. The step is the first at that n.",
+        "did the one that its own matrices allow. The step is the first at that n."
     )
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Return no pictures: the table says it."""
-    return []
+    return case_tables(rows, titled(TITLE), COLUMNS, caption, ways=(STOCK, TENSORS))

@@ -9,25 +9,19 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from ..shared.against_n import describe
-from ..shared.compare import case_tables
-from ..shared.machine import stamp
-from ..shared.measuring import fits
-from ..shared.models import dense_at_every_n, model_of, test_points_of, training_step
+from ..shared.machine import stamp, synchronize
+from ..shared.measuring import Advance, cases_of, with_room
+from ..shared.models import mean_and_variance, model_of, test_points_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import setting_and_mode
-from ..shared.show import Table, say
-from ..shared.timing import synchronize
+from ..shared.rows import Case, Row, setting_and_mode
+from ..shared.tables import WAY, N, case_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
-from . import predict
-from .train import STOCK_MATRICES, D
 
 TITLE = "Launches and waits"
 STEP, PREDICTION = "training step", "prediction, later call"
@@ -44,20 +38,12 @@ WARNING = "called a synchronizing CUDA operation"
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
-    sizes = options.choose("sizes", (50, 200, 1000), quick=(50, 200))
     dtypes = ("float64",) if options.quick else tuple(DTYPES)
-    return [
-        Case("launches", "synthetic", n, D, dtype, options.device, kernel, m=TEST_POINTS)
-        for kernel, dtype, n in options.grid(sizes, dtypes)
-    ]
+    return cases_of("launches", options, (50, 200, 1000), (50, 200), dtypes, m=TEST_POINTS, settings="")
 
 
 def count_runtime_calls(names: Iterable[str]) -> dict[str, int]:
-    """Return how many of a profile's events are launches, waits and copies.
-
-    :param names: The events' names.
-    """
+    """Return how many of a profile's events, given by their names, are launches, waits and copies."""
     seen = Counter(names)
     return {what: sum(seen[name] for name in calls) for what, calls in RUNTIME.items()}
 
@@ -85,13 +71,12 @@ def _events(work: Callable[[], object], device: str) -> list[FunctionEvent]:
 
 def _counts(work: Callable[[], object], device: str) -> dict[str, int]:
     """Return what one run of `work` did, after runs that may fill caches."""
-    on_cuda = torch.device(device).type == "cuda"
     for _ in range(2):
         work()
     events = _events(work, device)
     inside = [event.cpu_parent is not None and event.cpu_parent.name.startswith("aten::") for event in events]
     counts = {OPERATORS: count_operators((event.name, within) for event, within in zip(events, inside, strict=True))}
-    if not on_cuda:
+    if torch.device(device).type != "cuda":
         return counts
     # The profiler waits for the device, too, when it ends.
     calls, idle = (
@@ -110,48 +95,32 @@ def _counts(work: Callable[[], object], device: str) -> dict[str, int]:
     return counts | {WARNED: count_warnings(str(warning.message) for warning in caught)}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@with_room()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Count what a training step and a prediction do, both ways."""
-    if not fits(case, STOCK_MATRICES):
-        return []
     if torch.device(case.device).type != "cuda":
         say(f"launches, n = {case.n:,}: {', '.join(COUNTS[1:])} are left out: {case.device} has none.")
     rows, test_x = [], test_points_of(case)
-    with dense_at_every_n():
-        for way in (STOCK, TENSORS):
-            trained, asked = model_of(case), model_of(case).eval()
-            works = {
-                STEP: training_step(trained),
-                PREDICTION: lambda asked=asked: predict.mean_and_variance(asked, test_x),
-            }
-            for mode, work in works.items():
-                values = _counts(run_in(way, work), case.device)
-                rows.append(Row(case, way, mode, values=values, **stamp(case.device)))
-                advance(len(rows) / 4)
+    for way in (STOCK, TENSORS):
+        works = {
+            STEP: training_step(model_of(case)),
+            PREDICTION: partial(mean_and_variance, model_of(case).eval(), test_x),
+        }
+        for mode, work in works.items():
+            rows.append(Row(case, way, mode, values=_counts(run_in(way, work), case.device), **stamp(case.device)))
+            advance(len(rows) / 4)
     return rows
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    return [
-        [f"{case.n:,}", way, *(f"{row.values[what]:,}" if what in row.values else "-" for what in COUNTS)]
-        for way, row in found.items()
-    ]
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel, data type and mode."""
-    return case_tables(
-        rows,
-        lambda row: f"{TITLE}, {row.mode}: {describe(row)}",
-        ["n", "way", *COUNTS],
-        _lines,
-        f"Of one {STEP} (zero_grad, forward, backward), or one prediction of mean and variance at {TEST_POINTS} "
-        f"points. {OPERATORS.capitalize()}: of torch, called by Python or autograd. {WARNED.capitalize()}: torch's own "
-        f"count; {WAITS}: calls of the CUDA runtime that wait, libraries' among them. A dash: not to be counted here.",
-        key=setting_and_mode,
-    )
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Return no pictures: the table says it."""
-    return []
+tables = partial(
+    case_tables,
+    title=titled(TITLE, with_mode=True),
+    columns=N
+    | WAY
+    | {what: lambda row, found, what=what: f"{row.values[what]:,}" if what in row.values else "-" for what in COUNTS},
+    caption=f"Of one {STEP} (zero_grad, forward, backward), or one prediction of mean and variance at {TEST_POINTS} "
+    f"points. {OPERATORS.capitalize()}: of torch, called by Python or autograd. {WARNED.capitalize()}: torch's own "
+    f"count; {WAITS}: calls of the CUDA runtime that wait, libraries' among them. A dash: not to be counted here.",
+    key=setting_and_mode,
+    ways=(STOCK, TENSORS),
+)

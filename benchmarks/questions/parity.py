@@ -5,26 +5,20 @@ The reference is GPyTorch on the CPU with the flag off. On CUDA, batched solves 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from ..shared.against_n import describe
-from ..shared.agreement import distance
-from ..shared.compare import case_tables
 from ..shared.machine import stamp
-from ..shared.measuring import fits
-from ..shared.models import dense_at_every_n, loss_and_gradient, model_of, sample_problem, test_points_of, training_step
+from ..shared.measuring import Advance, cases_of, distance, with_room
+from ..shared.models import loss_and_gradient, model_of, sample_problem, test_points_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.show import Table
+from ..shared.rows import Case, Row
+from ..shared.tables import WAY, N, case_tables, describe
 from ..shared.ways import STOCK, TENSORS, WAYS
-from .train import STOCK_MATRICES, D
 
 TITLE = "Distance from the CPU with the flag off"
-MODE = "parity"
 BATCHES = (1, 3)
 TEST_POINTS, FANTASIES = 20, 4
 WHAT = ("loss and gradient", "mean", "covariance", "fantasy's mean", "fantasy's covariance")
@@ -32,13 +26,9 @@ SAME = {"float64": 1e-8, "float32": 2e-2}  # relative
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type, n and number of models; the larger n is worked through in blocks."""
-    sizes = options.choose("sizes", (50, 1500), quick=(50,))
-    return [
-        Case("parity", "synthetic", n, D, dtype, options.device, kernel, batch, TEST_POINTS)
-        for kernel, dtype, n in options.grid(sizes, kernels=("rbf", "matern"))
-        for batch in BATCHES
-    ]
+    kernels = ("rbf", "matern")
+    made = cases_of("parity", options, (50, 1500), quick=(50,), kernels=kernels, m=TEST_POINTS, settings="")
+    return [replace(case, batch=batch) for case in made for batch in BATCHES]
 
 
 def _results(case: Case) -> dict[str, torch.Tensor]:
@@ -56,20 +46,18 @@ def _results(case: Case) -> dict[str, torch.Tensor]:
     return {what: tensor.double().cpu() for what, tensor in zip(WHAT, found, strict=True)}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@with_room()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Compute everything on the device in both ways and compare it with stock's on the CPU."""
-    if not fits(case, STOCK_MATRICES):
-        return []
-    with dense_at_every_n():
-        with WAYS[STOCK]():
-            reference = _results(replace(case, device="cpu"))
-        rows = []
-        for way in (STOCK, TENSORS):
-            with WAYS[way]():
-                found = _results(case)
-            values = {what: distance(found[what], reference[what]) for what in WHAT}
-            rows.append(Row(case, way, MODE, values=values, **stamp(case.device)))
-            advance(len(rows) / 2)
+    with WAYS[STOCK]():
+        reference = _results(replace(case, device="cpu"))
+    rows = []
+    for way in (STOCK, TENSORS):
+        with WAYS[way]():
+            found = _results(case)
+        values = {what: distance(found[what], reference[what]) for what in WHAT}
+        rows.append(Row(case, way, "parity", values=values, **stamp(case.device)))
+        advance(len(rows) / 2)
     return rows
 
 
@@ -78,24 +66,18 @@ def differs(row: Row) -> bool:
     return any(not value <= SAME[row.case.dtype] for value in row.values.values())
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    head = [f"{case.n:,}", f"{case.batch}"]
-    return [
-        [*head, way, *(f"{row.values[what]:.0e}" for what in WHAT), "DIFFERS" if differs(row) else "same"]
-        for way, row in found.items()
-    ]
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
-    return case_tables(
-        rows,
-        lambda row: f"{TITLE}: {describe(row)}, {row.case.device}",
-        ["n", "models", "way", *WHAT, "verdict"],
-        _lines,
-        f"Relative, by norms; the same: at most {SAME['float64']:g} in float64 and {SAME['float32']:g} in float32. A "
-        f"fantasy: the model after {FANTASIES} more points.",
-    )
+tables = partial(
+    case_tables,
+    title=lambda row: f"{TITLE}: {describe(row)}, {row.case.device}",
+    columns=N
+    | {"models": lambda row, found: f"{row.case.batch}"}
+    | WAY
+    | {what: lambda row, found, what=what: f"{row.values[what]:.0e}" for what in WHAT}
+    | {"verdict": lambda row, found: "DIFFERS" if differs(row) else "same"},
+    caption=f"Relative, by norms; the same: at most {SAME['float64']:g} in float64 and {SAME['float32']:g} in float32. "
+    f"A fantasy: the model after {FANTASIES} more points.",
+    ways=(STOCK, TENSORS),
+)
 
 
 def remarks(rows: list[Row]) -> list[str]:
@@ -107,8 +89,3 @@ def remarks(rows: list[Row]) -> list[str]:
         if differs(row)
     ]
     return wrong or [f"All {len(rows)} comparisons with the CPU agree."]
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Return no pictures: there is nothing to see in rounding errors."""
-    return []

@@ -10,9 +10,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,14 @@ from threadpoolctl import threadpool_limits
 
 import gpytorch
 
-from ..shared import bare, plot
-from ..shared.against_n import describe, file_name, ratio_tables
-from ..shared.agreement import check_same
-from ..shared.measuring import fits, rows_in_turn
-from ..shared.models import ExactGP, dense_at_every_n, problem_of, test_points_of, training_step
+from ..shared import bare
+from ..shared.measuring import Advance, Variant, cases_of, check_same, rows_in_turn, with_room
+from ..shared.models import ExactGP, mean_and_variance, problem_of, test_points_of, training_step
 from ..shared.options import Options
-from ..shared.row import Case, Row
-from ..shared.rows import grouped, setting_and_mode
-from ..shared.show import Table, say
-from ..shared.timing import Variant
+from ..shared.pictures import time_pictures
+from ..shared.rows import Case, Row, grouped, setting_and_mode
+from ..shared.tables import Table, ratio_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
-from . import predict
-from .train import STOCK_MATRICES, D
 
 TITLE = "Against other libraries"
 GRADIENT, PREDICTION = "value and gradient", "prediction, later call"
@@ -47,24 +42,16 @@ MODULES = {"scikit-learn": "sklearn", "tinygp": "tinygp", "jax": "jax"}
 class Peer:
     """A provider's two calls, as they are timed, and how to read the first one's result.
 
-    :param gradient: Value and gradient, of whatever parameters the library has.
-    :param prediction: Mean and variance.
     :param in_logarithms: Turns the result of `gradient` into the value, a point, and the gradient by logarithms of the
         outputscale, the lengthscales and the noise.
     """
 
-    gradient: Callable[[], Any]
-    prediction: Callable[[], Any]
+    gradient: Callable[[], Any]  # value and gradient, of whatever parameters the library has
+    prediction: Callable[[], Any]  # mean and variance
     in_logarithms: Callable[[Any], torch.Tensor]
 
 
-def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
-    sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000), quick=(20, 100, 500))
-    return [
-        Case("peers", "synthetic", n, D, dtype, options.device, kernel, m=TEST_POINTS, settings=options.effort)
-        for kernel, dtype, n in options.grid(sizes)
-    ]
+cases = partial(cases_of, "peers", sizes=(20, 50, 100, 200, 500, 1000, 2000), quick=(20, 100, 500), m=TEST_POINTS)
 
 
 def _gpytorch(way: str, case: Case, x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor) -> Peer:
@@ -90,7 +77,7 @@ def _gpytorch(way: str, case: Case, x: torch.Tensor, y: torch.Tensor, test_x: to
         gradients = [parameter.grad.reshape(-1) * slope for parameter, slope in zip(raw, slopes, strict=True)]
         return torch.cat([loss.reshape(1), *gradients])
 
-    return Peer(run_in(way, step), run_in(way, lambda: predict.mean_and_variance(asked, test_x)), in_logarithms)
+    return Peer(run_in(way, step), run_in(way, partial(mean_and_variance, asked, test_x)), in_logarithms)
 
 
 def _plain_torch(case: Case, x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor) -> Peer:
@@ -170,9 +157,7 @@ def _left_out(name: str, case: Case) -> str | None:
         return "it runs on the CPU here"
     if name == SKLEARN and case.dtype != "float64":
         return "it computes in float64 only"
-    if name == TINYGP and find_spec("tinygp") is None:
-        return "it is not installed: python -m pip install tinygp"
-    return None
+    return None if find_spec(MODULES[name]) else f"it is not installed: python -m pip install {name}"
 
 
 def _peers(case: Case, x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor) -> dict[str, Peer]:
@@ -191,15 +176,13 @@ def _vector(result: Any) -> torch.Tensor:
     return torch.as_tensor(np.asarray(result.cpu() if isinstance(result, torch.Tensor) else result)).double()
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@with_room()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Check that all peers compute the same numbers, then time them in turn."""
-    if not fits(case, STOCK_MATRICES):
-        return []
-    (x, y), test_x = problem_of(case), test_points_of(case)
     rows = []
-    with dense_at_every_n(), threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
+    with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's advice on bounds of parameters that stay fixed
-        peers = _peers(case, x, y, test_x)
+        peers = _peers(case, *problem_of(case), test_points_of(case))
         values = {name: _vector(peer.in_logarithms(peer.gradient()).detach()) for name, peer in peers.items()}
         predictions = {name: _vector(peer.prediction()) for name, peer in peers.items()}
         for mode, call, numbers in ((GRADIENT, "gradient", values), (PREDICTION, "prediction", predictions)):
@@ -209,12 +192,11 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
             rows += rows_in_turn(
                 case, mode, variants, options, lambda part, done=done: advance(done + part / 2), with_memory=False
             )
-    versions = {name: version(name) for name in ("scikit-learn", "tinygp", "jax") if find_spec(MODULES[name])}
+    versions = {name: version(name) for name, module in MODULES.items() if find_spec(module)}
     return [replace(row, versions=row.versions | versions) for row in rows]
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel, data type and mode."""
     caption = (
         "All compute the same numbers, checked before they are timed; plain torch goes back through Cholesky by "
         f"autograd. Prediction: mean and variance at {TEST_POINTS} points, with the factor where the library keeps it."
@@ -226,15 +208,11 @@ def tables(rows: list[Row]) -> list[Table]:
     ]
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times, and their ratios to those of tensors, one picture for each kernel, data type and mode."""
-    return [
-        plot.time_and_ratio(
-            group,
-            base=TENSORS,
-            path=folder / file_name(group[0], group[0].mode),
-            title=f"{TITLE}, {group[0].mode}: {describe(group[0])}",
-            what="Time",
-        )
-        for group in grouped(rows, setting_and_mode).values()
-    ]
+pictures = partial(
+    time_pictures,
+    title=titled(TITLE, with_mode=True),
+    what="Time",
+    base=TENSORS,
+    key=setting_and_mode,
+    part=lambda row: (row.mode,),
+)

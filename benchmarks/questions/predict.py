@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from ..shared.against_n import describe
-from ..shared.agreement import check_same
-from ..shared.compare import both_times, case_tables, dot_pictures
 from ..shared.machine import available_bytes
-from ..shared.measuring import does_fit, rows_in_turn
-from ..shared.models import ExactGP, dense_at_every_n, model_of, test_points_of
+from ..shared.measuring import Advance, Variant, check_same, does_fit, rows_in_turn
+from ..shared.models import D, ExactGP, dense_at_every_n, mean_and_variance, model_of, test_points_of
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import setting_and_mode
-from ..shared.show import Table, mebibytes, ratio, say, times
-from ..shared.timing import Variant
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Row, setting_and_mode
+from ..shared.tables import MEMORY, TIMES_AND_RATIO, N, case_tables, say, titled
 from ..shared.ways import STOCK, TENSORS, run_in
 
 TITLE = "Time of a prediction"
-D = 6
 PROBLEMS = ((20, 1), (100, 100), (1000, 100), (2000, 1), (2000, 1000), (500, 65536))
 QUICK_PROBLEMS = ((20, 1), (100, 100), (1000, 100), (500, 65536))
 TEST_POINTS = 100  # for the sizes of --n
@@ -30,7 +24,6 @@ FIRST, SECOND, MEAN, GRADIENT = "first call", "later call", "later call, mean on
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each number of training and test points."""
     problems = QUICK_PROBLEMS if options.quick else PROBLEMS
     if options.sizes:
         problems = tuple((n, TEST_POINTS) for n in options.sizes)
@@ -40,16 +33,9 @@ def cases(options: Options) -> list[Case]:
     ]
 
 
-def mean_and_variance(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
-    """Return the posterior's mean and variance at the test points as one tensor."""
-    with torch.no_grad():
-        posterior = model(test_x)
-        return torch.cat([posterior.mean, posterior.variance])
-
-
+@torch.no_grad()
 def _mean(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(test_x).mean
+    return model(test_x).mean
 
 
 def _gradient(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
@@ -60,13 +46,12 @@ def _gradient(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-CALLS = {FIRST: mean_and_variance, SECOND: mean_and_variance, MEAN: _mean, GRADIENT: _gradient}
-
-
-def _forget(model: ExactGP) -> None:
-    """Drop what a prediction has cached, as a round of training does."""
-    model.train()
-    model.eval()
+CALLS = {
+    FIRST: mean_and_variance,
+    SECOND: mean_and_variance,
+    MEAN: _mean,
+    GRADIENT: _gradient,
+}
 
 
 def ways_that_fit(case: Case) -> list[str]:
@@ -79,26 +64,26 @@ def ways_that_fit(case: Case) -> list[str]:
     return [TENSORS]
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@dense_at_every_n()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time the kinds of call, each in both ways in turn."""
     test_x = test_points_of(case)
     models = {way: model_of(case).eval() for way in ways_that_fit(case)}
     rows = []
-    with dense_at_every_n():
-        for done, (mode, call) in enumerate(CALLS.items()):
-            if mode == GRADIENT and case.m > 2000:
-                continue  # nobody optimizes so many points at once
-            variants, results = {}, {}
-            for way, model in models.items():
-                run = run_in(way, lambda model=model, call=call: call(model, test_x))
-                if not does_fit(run):
-                    say(f"predict, n = {case.n:,}, {case.m:,} test points, {mode}: {way} ran out of memory.")
-                    continue
-                results[way] = run().double().cpu()
-                prepare = (lambda model=model: _forget(model)) if mode == FIRST else (lambda: None)
-                variants[way] = Variant(run, prepare)
-            if not results:
+    for done, (mode, call) in enumerate(CALLS.items()):
+        if mode == GRADIENT and case.m > 2000:
+            continue  # nobody optimizes so many points at once
+        variants, results = {}, {}
+        for way, model in models.items():
+            run = run_in(way, partial(call, model, test_x))
+            if not does_fit(run):
+                say(f"predict, n = {case.n:,}, {case.m:,} test points, {mode}: {way} ran out of memory.")
                 continue
+            results[way] = run().double().cpu()
+            # A round of training drops what a prediction has cached.
+            forget = {"prepare": lambda model=model: model.train().eval()} if mode == FIRST else {}
+            variants[way] = Variant(run, **forget)
+        if results:
             check_same(results, case.dtype, f"prediction, {mode}, n = {case.n}")
             rows += rows_in_turn(
                 case, mode, variants, options, lambda part, done=done: advance((done + part) / len(CALLS))
@@ -106,34 +91,19 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     return rows
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    stock, tensors = found.get(STOCK), found.get(TENSORS)
-    memory = [mebibytes(stock), mebibytes(tensors)]
-    return [[f"{case.n:,}", f"{case.m:,}", *both_times(found), times(ratio(stock, tensors)), *memory]]
-
-
-def _title(row: Row) -> str:
-    return f"{TITLE}, {row.mode}: {describe(row)}"
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kind of call."""
-    columns = ["n", "test points", "stock (ms)", "tensors (ms)", "ratio", "stock (MiB)", "tensors (MiB)"]
-    caption = (
-        "Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call. Stock "
-        "is left out (-) where there is no room for the joint covariance of all points, which it builds."
-    )
-    return case_tables(rows, _title, columns, _lines, caption, key=setting_and_mode)
-
-
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot times and ratios, one picture for each setting and kind of call."""
-    return dot_pictures(
-        rows,
-        folder,
-        _title,
-        TITLE,
-        label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test point{'s' if row.case.m > 1 else ''}",
-        key=setting_and_mode,
-        part=lambda row: (row.mode,),
-    )
+tables = partial(
+    case_tables,
+    title=titled(TITLE, with_mode=True),
+    columns=N | {"test points": lambda row, found: f"{row.case.m:,}"} | TIMES_AND_RATIO | MEMORY,
+    caption="Mean and variance, unless said otherwise; `fast_pred_var` at its default. MiB: peak memory of a call. "
+    "Stock is left out (-) where there is no room for the joint covariance of all points, which it builds.",
+    key=setting_and_mode,
+)
+pictures = partial(
+    dot_pictures,
+    title=titled(TITLE, with_mode=True),
+    what=TITLE,
+    label=lambda row: f"n = {row.case.n:,}, {row.case.m:,} test point{'s' if row.case.m > 1 else ''}",
+    key=setting_and_mode,
+    part=lambda row: (row.mode,),
+)

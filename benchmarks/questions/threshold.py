@@ -10,38 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 
-from ..shared.against_n import describe, time_pictures
-from ..shared.agreement import distance
-from ..shared.compare import both_times, case_tables, crossovers, gains_by_n
-from ..shared.measuring import fits, rows_in_turn
+from ..shared.measuring import STOCK_MATRICES, Advance, Variant, cases_of, distance, fits, rows_in_turn
 from ..shared.models import EVERY_N, cholesky_up_to, loss_and_gradient, model_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import grouped, setting
-from ..shared.show import Table, ratio, times
-from ..shared.timing import Variant
+from ..shared.pictures import time_pictures
+from ..shared.rows import Case, Row, grouped, setting
+from ..shared.tables import IN_TURN, TIMES_AND_RATIO, N, Table, case_tables, crossovers, describe, gains_by_n, titled
 from ..shared.ways import STOCK, TENSORS, run_in
-from .train import STOCK_MATRICES, D
 
 TITLE = "A step beyond max_cholesky_size"
 UPSTREAM_LIMIT = 800  # upstream's default; importing BoTorch raises it
 LIMITS = {STOCK: UPSTREAM_LIMIT, TENSORS: EVERY_N}
 DRAWS = 5
-ERRORS = ("loss", "gradient")
+ERRORS = {"loss": slice(0, 1), "gradient": slice(1, None)}
 
-
-def cases(options: Options) -> list[Case]:
-    """Return one case for each kernel, data type and n."""
-    sizes = options.choose("sizes", (1000, 2000, 4000, 6000), quick=(1000, 2000))
-    return [
-        Case("threshold", "synthetic", n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel, dtype, n in options.grid(sizes, tuple(DTYPES))
-    ]
+cases = partial(cases_of, "threshold", sizes=(1000, 2000, 4000, 6000), quick=(1000, 2000), dtypes=tuple(DTYPES))
 
 
 def _result(case: Case, way: str, limit: int, seed: int = 0) -> torch.Tensor:
@@ -55,13 +42,10 @@ def _result(case: Case, way: str, limit: int, seed: int = 0) -> torch.Tensor:
 def _errors(case: Case, way: str, exact: torch.Tensor) -> dict[str, float]:
     """Return the median relative errors of loss and gradient."""
     found = [_result(case, way, LIMITS[way], seed) for seed in range(DRAWS if way == STOCK else 1)]
-    return {
-        name: median(distance(result[part], exact[part]) for result in found)
-        for name, part in zip(ERRORS, (slice(0, 1), slice(1, None)), strict=True)
-    }
+    return {name: median(distance(result[part], exact[part]) for result in found) for name, part in ERRORS.items()}
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a step both ways, in turn, and compare its numbers with the exact ones."""
     in_float64 = replace(case, dtype="float64")
     if not fits(in_float64, STOCK_MATRICES):
@@ -77,27 +61,23 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     return rows_in_turn(case, "step", variants, options, advance, values, least=3)
 
 
-def _lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-    errors = [f"{found[way].values[name]:.0e}" for name in ERRORS for way in LIMITS]
-    return [[f"{case.n:,}", *both_times(found), times(ratio(found[STOCK], found[TENSORS])), *errors]]
-
-
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type."""
+    errors = {
+        f"{name} error, {way}": lambda row, found, name=name, way=way: f"{found[way].values[name]:.0e}"
+        for name in ERRORS
+        for way in LIMITS
+    }
     return case_tables(
         sorted(rows, key=lambda row: row.case.n),
-        lambda row: f"{TITLE}: {describe(row)}",
-        ["n", "stock (ms)", "tensors (ms)", "ratio", *(f"{name} error, {way}" for name in ERRORS for way in LIMITS)],
-        _lines,
+        titled(TITLE),
+        N | TIMES_AND_RATIO | errors,
         f"Stock with its default, max_cholesky_size = {UPSTREAM_LIMIT}: conjugate gradients; tensors: the flag on and "
-        "max_cholesky_size raised. Medians and [20 %, 80 %] quantiles, in turn. Errors: relative to Cholesky in "
-        f"float64; of stock the median of {DRAWS} draws of its random vectors.",
+        f"max_cholesky_size raised. {IN_TURN} Errors: relative to Cholesky in float64; of stock the median of {DRAWS} "
+        "draws of its random vectors.",
     )
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot time and ratio against n, one picture for each kernel and data type."""
-    return time_pictures(rows, folder, TITLE, "Time of a training step")
+pictures = partial(time_pictures, title=titled(TITLE), what="Time of a training step")
 
 
 def remarks(rows: list[Row]) -> list[str]:

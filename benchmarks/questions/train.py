@@ -8,39 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..shared.against_n import ratio_tables, time_pictures
-from ..shared.agreement import check_same, noted
-from ..shared.measuring import fits, rows_in_turn
-from ..shared.models import dense_at_every_n, loss_and_gradient, model_of, training_step
+from ..shared.measuring import (
+    STOCK_MATRICES,
+    Advance,
+    Variant,
+    cases_of,
+    check_same,
+    fits,
+    noted,
+    rows_in_turn,
+    steps_in,
+)
+from ..shared.models import dense_at_every_n, model_of
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import grouped
-from ..shared.show import Table
-from ..shared.timing import Variant
-from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in, takes_tensors
+from ..shared.pictures import time_pictures
+from ..shared.rows import Case, Row, grouped
+from ..shared.tables import Table, ratio_tables, titled
+from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, takes_tensors
 
 TITLE = "Time of a training step"
 PROVIDERS = (STOCK, NO_COPY, LOG_PROB, TENSORS)
 FLOOR = "potrf + potri"
-D = 6
 SYNTHETIC, FREED = "synthetic", "larger matrices freed before"
 FREED_SIZES, FREED_BYTES = range(200, 1000), 30 * 2**20
-STOCK_MATRICES = 12  # n x n matrices to have room for: stock holds 9 to 10 of them at its peak
-# So for each way; one of them is what the factorization alone is given.
+# n x n matrices to have room for; one of them is what the factorization alone is given.
 MATRICES = {STOCK: STOCK_MATRICES, NO_COPY: STOCK_MATRICES, LOG_PROB: 9, TENSORS: 5}
 
 
 def cases(options: Options, question: str = "train") -> list[Case]:
-    """Return one case for each kernel, data type and n."""
-    sizes = options.choose("sizes", (20, 50, 100, 200, 500, 1000, 2000, 4000), quick=(20, 100, 500, 1000))
-    made = [
-        Case(question, SYNTHETIC, n, D, dtype, options.device, kernel, settings=options.effort)
-        for kernel, dtype, n in options.grid(sizes, tuple(DTYPES), ("rbf",) if options.quick else ("rbf", "matern"))
-    ]
+    sizes, quick = (20, 50, 100, 200, 500, 1000, 2000, 4000), (20, 100, 500, 1000)
+    made = cases_of(question, options, sizes, quick, tuple(DTYPES), ("rbf",) if options.quick else ("rbf", "matern"))
     if question == "train" and options.device == "cpu" and not options.quick:
         made += [replace(case, case=FREED) for case in made if case.n in FREED_SIZES and case.kernel == "rbf"]
     return made
@@ -53,12 +55,7 @@ def factorization(covariance: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def steps_that_agree(case: Case, ways: tuple[str, ...]) -> tuple[dict[str, Variant], dict[str, dict[str, float]]]:
     """Return a training step in each of the ways, after a check that loss and gradient agree, and their distances."""
-    variants, results = {}, {}
-    for way in ways:
-        model = model_of(case)
-        step = run_in(way, training_step(model))
-        results[way] = loss_and_gradient(model, step)
-        variants[way] = Variant(step)
+    variants, results = steps_in(ways, partial(model_of, case))
     if TENSORS in ways and not takes_tensors(variants[TENSORS].run):
         raise RuntimeError(f"The flag was on, and the training step of {case} did not take the tensor path.")
     distances = check_same(results, case.dtype, f"loss and gradient, {case.kernel}, n = {case.n}")
@@ -72,7 +69,7 @@ def covariance_of(case: Case) -> torch.Tensor:
         return model.likelihood(model(*model.train_inputs)).covariance_matrix
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Time a step in every way that there is memory for, and the factorization alone, in turn."""
     ways = tuple(way for way in PROVIDERS if fits(case, MATRICES[way], way))
     if not ways:
@@ -87,7 +84,6 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Return one table for each kernel and data type, and one where larger matrices had been freed."""
     caption = f"{WAYS_CAPTION} '{NO_COPY}': without `.contiguous()` after Cholesky. {FLOOR}: the factorization alone."
     titles = {SYNTHETIC: TITLE, FREED: f"{TITLE}, {FREED}"}
     return [
@@ -98,6 +94,6 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot time and ratio against n, one picture for each kernel and data type."""
+    """Plot what had no matrices freed before it."""
     rows = [row for row in rows if row.case.case == SYNTHETIC]
-    return time_pictures(rows, folder, TITLE, TITLE, FLOOR)
+    return time_pictures(rows, folder, titled(TITLE), TITLE, floor=FLOOR)

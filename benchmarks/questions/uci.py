@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 
 import torch
 
 from ..shared import peak
-from ..shared.compare import Lines, case_tables, dot_pictures
 from ..shared.data import DataSet, load
 from ..shared.machine import stamp
-from ..shared.models import KERNEL_TITLES, ExactGP, dense_at_every_n, make_model, training_step
+from ..shared.measuring import Advance, spread, timed
+from ..shared.models import ExactGP, dense_at_every_n, make_model, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.row import Case, Row
-from ..shared.rows import grouped, setting
-from ..shared.show import Table, conditions, mebibytes, ratio, time_with_spread, times
-from ..shared.timing import spread, timed
+from ..shared.pictures import dot_pictures
+from ..shared.rows import Case, Found, Row, grouped, setting
+from ..shared.tables import KERNEL_TITLES, WAY, Cell, Table, case_tables, conditions, mebibytes, once, over, time_of
 from ..shared.ways import LOG_PROB, STOCK, TENSORS, WAYS, WAYS_CAPTION
 
 TITLE = "Training on real data: time, loss and test error with the flag off and on"
@@ -52,19 +50,9 @@ def _steps(options: Options) -> int:
 
 
 def cases(options: Options) -> list[Case]:
-    """Return one case for each data set, n, kernel and data type."""
-    steps = _steps(options)
+    settings = f"{_steps(options)} steps of Adam; split {options.split}, data "
     return [
-        Case(
-            question="uci",
-            case=name,
-            n=n,
-            d=data.train_x.shape[1],
-            dtype=dtype,
-            device=options.device,
-            kernel=kernel,
-            settings=f"{steps} steps of Adam; split {options.split}, data {data.fingerprint}",
-        )
+        Case("uci", name, n, data.train_x.shape[1], dtype, options.device, kernel, settings=settings + data.fingerprint)
         for dtype in options.dtypes or ("float64",)
         for kernel in options.kernels or ("rbf",)
         for (name, n), data in _data_sets(options).items()
@@ -73,12 +61,8 @@ def cases(options: Options) -> list[Case]:
 
 def _hyperparameters(model: ExactGP) -> torch.Tensor:
     """Return noise, outputscale and lengthscales, and last the mean."""
-    parts = [
-        model.likelihood.noise,
-        model.covar_module.outputscale,
-        model.covar_module.base_kernel.lengthscale,
-        model.mean_module.constant,
-    ]
+    scale, mean = model.covar_module, model.mean_module.constant
+    parts = [model.likelihood.noise, scale.outputscale, scale.base_kernel.lengthscale, mean]
     return torch.cat([part.detach().reshape(-1).double().cpu() for part in parts])
 
 
@@ -113,7 +97,8 @@ def _optimization(model: ExactGP) -> Callable[[], torch.Tensor]:
     return step
 
 
-def measure(case: Case, options: Options, advance: Callable[[float], None]) -> list[Row]:
+@dense_at_every_n()
+def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     """Train the same model in every way, a step of each in turn."""
     data = _data_sets(options)[case.case, case.n]
     steps = _steps(options)
@@ -124,39 +109,29 @@ def measure(case: Case, options: Options, advance: Callable[[float], None]) -> l
     models = {way: make_model(train_x, train_y, case.kernel) for way in PROVIDERS}
     optimizations = {way: _optimization(model) for way, model in models.items()}
     seconds: dict[str, list[list[float]]] = {way: [] for way in PROVIDERS}
-    peaks, errors, losses = {}, {}, {}
-    with dense_at_every_n():
-        for done in range(0, steps, TURN):
-            for way, step in optimizations.items():
-                with WAYS[way]():
-                    seconds[way].append([timed(step, case.device) for _ in range(min(TURN, steps - done))])
-            advance(done / steps)
-        for way, model in models.items():
+    for done in range(0, steps, TURN):
+        for way, step in optimizations.items():
             with WAYS[way]():
-                final = training_step(model)
-                losses[way] = float(final())
-                peaks[way] = peak.peak_bytes(final, case.device)
-                errors[way] = _test_error(model, test_x, test_y)
-    found = {way: _hyperparameters(model) for way, model in models.items()}
-    return [
-        Row(
-            case=case,
-            provider=way,
-            mode="step with Adam",
-            **spread([time for turn in seconds[way] for time in turn[1:] or turn]),
-            peak_memory=peaks[way],
-            values={
-                "loss": losses[way],
-                **errors[way],
-                "test_rows": len(test_y),
-                "training_seconds": sum(map(sum, seconds[way])),
-                "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
-                "hyperparameter_difference": _difference(found[way], found[STOCK]),
-            },
-            **stamp(case.device),
+                seconds[way].append([timed(step, case.device) for _ in range(min(TURN, steps - done))])
+        advance(done / steps)
+    rows, found = [], {way: _hyperparameters(model) for way, model in models.items()}
+    for way, model in models.items():
+        with WAYS[way]():
+            final = training_step(model)
+            values = {"loss": float(final())}
+            held = peak.peak_bytes(final, case.device)
+            values |= _test_error(model, test_x, test_y)
+        values |= {
+            "test_rows": len(test_y),
+            "training_seconds": sum(map(sum, seconds[way])),
+            "hyperparameters": [float(f"{value:.10g}") for value in found[way].tolist()],
+            "hyperparameter_difference": _difference(found[way], found[STOCK]),
+        }
+        quantiles = spread([time for turn in seconds[way] for time in turn[1:] or turn])
+        rows.append(
+            Row(case, way, "step with Adam", **quantiles, peak_memory=held, values=values, **stamp(case.device))
         )
-        for way in PROVIDERS
-    ]
+    return rows
 
 
 def _alike(row: Row) -> tuple:
@@ -170,64 +145,62 @@ def _title(row: Row) -> str:
     return f"{KERNEL_TITLES[row.case.kernel]}, {row.case.dtype}, {settings}; {conditions(row)}"
 
 
-def _lines(cells: Callable[[dict[str, Row], Row], list[str]]) -> Lines:
-    """Return what makes the lines of a case, one for each row, with the data's name on the first of them only."""
-
-    def lines(case: Case, found: dict[str, Row]) -> list[list[str]]:
-        heads = [[case.case, f"{case.n:,}"], *[["", ""]] * (len(found) - 1)]
-        return [[*head, row.provider, *cells(found, row)] for head, row in zip(heads, found.values(), strict=True)]
-
-    return lines
+def _hyperparameters_cell(row: Row, found: Found) -> str:
+    difference = row.values["hyperparameter_difference"]
+    agreement = "same" if difference <= SAME[row.case.dtype] else "DIFFER"
+    return "-" if row.provider == STOCK else f"{agreement} ({difference:.0e})"
 
 
-def _times(rows: list[Row]) -> Table:
-    (made,) = case_tables(
-        rows,
-        lambda row: f"Training on real data: time. {_title(row)}",
-        ["data", "n", "way", "step (ms)", "ratio", "MiB"],
-        _lines(lambda found, row: [time_with_spread(row), times(ratio(found[STOCK], row)), mebibytes(row)]),
-        "Step of training (with Adam's): median and [20 %, 80 %] quantiles, the ways in turn; ratio: stock / way; "
-        f"MiB: peak memory of the step. {WAYS_CAPTION}",
-        key=_alike,
-    )
+HEADS = {
+    "data": once(lambda row, found: row.case.case),
+    "n": once(lambda row, found: f"{row.case.n:,}"),
+    **WAY,
+}
+TIMES = {
+    "step (ms)": lambda row, found: time_of(row.provider)(row, found),
+    "ratio": lambda row, found: over(STOCK, row.provider)(row, found),
+    "MiB": lambda row, found: mebibytes(row),
+}
+RESULTS = {
+    **{
+        head: lambda row, found, name=name: f"{row.values[name]:.3f}"
+        for head, name in (("loss", "loss"), ("RMSE", "rmse"), ("NLL", "nll"))
+    },
+    "hyperparameters": _hyperparameters_cell,
+}
+
+
+def _table(rows: list[Row], what: str, columns: dict[str, Cell], caption: str) -> Table:
+    title = f"Training on real data: {what}. "
+    (made,) = case_tables(rows, lambda row: title + _title(row), HEADS | columns, caption, _alike, PROVIDERS)
     return made
-
-
-def _results(rows: list[Row]) -> Table:
-    def cells(_: dict[str, Row], row: Row) -> list[str]:
-        difference = row.values["hyperparameter_difference"]
-        agreement = "same" if difference <= SAME[row.case.dtype] else "DIFFER"
-        figures = [f"{row.values[name]:.3f}" for name in ("loss", "rmse", "nll")]
-        return [*figures, "-" if row.provider == STOCK else f"{agreement} ({difference:.0e})"]
-
-    (made,) = case_tables(
-        rows,
-        lambda row: f"Training on real data: result. {_title(row)}",
-        ["data", "n", "way", "loss", "RMSE", "NLL", "hyperparameters"],
-        _lines(cells),
-        "Loss: negative log marginal likelihood a point, at the end; RMSE, NLL: of the test rows, in standardized "
-        f"units; hyperparameters: the same as stock's to {SAME[rows[0].case.dtype]:.0e} or not, and the largest "
-        "relative difference.",
-        key=_alike,
-    )
-    return replace(made, source="")  # the table of times, above, has it
 
 
 def tables(rows: list[Row]) -> list[Table]:
     """Return a table of times and one of results for each machine, data type, kernel and number of steps."""
-    return [made for group in grouped(rows, _alike).values() for made in (_times(group), _results(group))]
+    made = []
+    for group in grouped(rows, _alike).values():
+        caption = (
+            "Step of training (with Adam's): median and [20 %, 80 %] quantiles, the ways in turn; ratio: stock / way; "
+            f"MiB: peak memory of the step. {WAYS_CAPTION}"
+        )
+        made.append(_table(group, "time", TIMES, caption))
+        caption = (
+            "Loss: negative log marginal likelihood a point, at the end; RMSE, NLL: of the test rows, in standardized "
+            f"units; hyperparameters: the same as stock's to {SAME[group[0].case.dtype]:.0e} or not, and the largest "
+            "relative difference."
+        )
+        made.append(replace(_table(group, "result", RESULTS, caption), source=""))  # which stands at the one above
+    return made
 
 
-def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    """Plot step time and ratio, one picture for each of the tables."""
-    return dot_pictures(
-        rows,
-        folder,
-        lambda row: f"Training on real data: {_title(row)}",
-        "Time of a training step",
-        label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
-        key=_alike,
-    )
+pictures = partial(
+    dot_pictures,
+    title=lambda row: f"Training on real data: {_title(row)}",
+    what="Time of a training step",
+    label=lambda row: f"{row.case.case} (n = {row.case.n:,}, d = {row.case.d})",
+    key=_alike,
+)
 
 
 def remarks(rows: list[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Work, the measurement of a case above all, in a process of its own.
+"""Work in a process of its own: a case that run.py measures, a peak, a loop of Ax's.
 
 What the C library does with freed memory depends on the largest block that the process has freed so far: matrices that
 are larger than that go back to the system and are faulted in again at the next step. At n = 500 that tells in stock's
@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 
 from .options import Options
-from .row import Case, Row
+from .rows import Case, Row
 
 
 def run_apart(work: Callable[..., Any], *arguments: object, environment: dict[str, str] | None = None) -> Any:

@@ -1,4 +1,7 @@
-"""The same GP in plain torch, without GPyTorch's modules and operators: value by formula, gradient three ways."""
+"""The same GP in plain torch, without GPyTorch's modules and operators: value by formula, gradient three ways.
+
+For the questions attribution and peers.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,12 @@ def by_autograd(covariance: torch.Tensor, residual: torch.Tensor) -> tuple[torch
 
 
 class Problem(NamedTuple):
-    """A GP and its training data.
+    """A GP and its training data."""
 
-    :param x: Training inputs `(n, d)`.
-    :param y: Training targets `(n,)`.
-    :param kernel: "rbf" or "matern".
-    :param mean: Constant mean; likewise `outputscale`, `lengthscale` `(1, d)`, `noise`.
-    """
-
-    x: torch.Tensor
-    y: torch.Tensor
-    kernel: str
-    mean: torch.Tensor
+    x: torch.Tensor  # training inputs `(n, d)`
+    y: torch.Tensor  # training targets `(n,)`
+    kernel: str  # "rbf" or "matern"
+    mean: torch.Tensor  # constant mean; likewise `outputscale`, `lengthscale` `(1, d)`, `noise`
     outputscale: torch.Tensor
     lengthscale: torch.Tensor
     noise: torch.Tensor

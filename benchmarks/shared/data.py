@@ -1,4 +1,4 @@
-"""Real data: what comes with scikit-learn, a folder of data sets, or a table of the user's."""
+"""Real data, for the question uci: what comes with scikit-learn, a folder of data sets, or a table of the user's."""
 
 from __future__ import annotations
 
@@ -18,20 +18,13 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class DataSet:
-    """A regression problem, standardized with the mean and standard deviation of its training rows.
+    """A regression problem, standardized with the mean and standard deviation of its training rows."""
 
-    :param name: Its name.
-    :param train_x: Training inputs `(n, d)`.
-    :param train_y: Training targets `(n,)`.
-    :param test_x: Test inputs.
-    :param test_y: Test targets.
-    """
-
-    name: str
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
+    name: str  # its name
+    train_x: np.ndarray  # training inputs `(n, d)`
+    train_y: np.ndarray  # training targets `(n,)`
+    test_x: np.ndarray  # test inputs
+    test_y: np.ndarray  # test targets
 
     @property
     def fingerprint(self) -> str:
@@ -107,22 +100,17 @@ def _read_table(path: Path, header: int | None) -> pd.DataFrame:
 
 def _numbers(table: pd.DataFrame, path: Path) -> np.ndarray:
     """Return the table's values, or say which column is at fault."""
-    for column in table.columns:
-        values = table[column]
+    for column, values in table.items():
         if not pd.api.types.is_numeric_dtype(values):
-            converted = pd.to_numeric(values, errors="coerce")
-            odd = values[converted.isna() & values.notna()]
+            odd = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
             if len(odd):
-                text = str(odd.iloc[0])
-                raise InputError(
-                    f"{path}: column {column!r} holds text ({text!r}); leave it out or encode it as numbers."
-                )
+                text = f"holds text ({str(odd.iloc[0])!r}); leave it out or encode it as numbers."
+                raise InputError(f"{path}: column {column!r} {text}")
         bad = ~np.isfinite(values.to_numpy(dtype=float, na_value=np.nan))
         if bad.any():
-            first = int(bad.argmax()) + 1
             raise InputError(
-                f"{path}: column {column!r} has {bad.sum()} missing or infinite value(s), first in data row {first}; "
-                "remove these rows or fill them in."
+                f"{path}: column {column!r} has {bad.sum()} missing or infinite value(s), first in data row "
+                f"{bad.argmax() + 1}; remove these rows or fill them in."
             )
     return table.to_numpy(dtype=float)
 
@@ -159,13 +147,12 @@ def _from_folder(folder: Path, split: int, names: tuple[str, ...] | None) -> lis
 
 
 def _from_subfolder(folder: Path, split: int) -> DataSet:
-    values = _numbers(_read_table(folder / "data.csv.gz", header=None), folder / "data.csv.gz")
-    mask_path = folder / "test_mask.csv.gz"
-    masks = _numbers(_read_table(mask_path, header=None), mask_path)
+    data_path, mask_path = folder / "data.csv.gz", folder / "test_mask.csv.gz"
+    values, masks = (_numbers(_read_table(path, header=None), path) for path in (data_path, mask_path))
     if len(masks) != len(values):
         raise InputError(f"{mask_path} has {len(masks)} rows, and data.csv.gz beside it has {len(values)}.")
     if not 0 <= split < masks.shape[1]:
         raise InputError(f"{mask_path} has splits 0 to {masks.shape[1] - 1}; there is no split {split}.")
     if values.shape[1] < 2:
-        raise InputError(f"{folder / 'data.csv.gz'} has no column but the target; at least one input is needed.")
+        raise InputError(f"{data_path} has no column but the target; at least one input is needed.")
     return _standardized(folder.resolve().name, values[:, :-1], values[:, -1], masks[:, split] == 1)

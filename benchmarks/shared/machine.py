@@ -1,4 +1,4 @@
-"""The conditions of a measurement: processor, threads, versions, commit, date. No host name."""
+"""The machine: what rows say of it (processor, threads, versions, commit, date; no host name), its free memory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ("gpytorch", "benchmarks/*.py")  # a change elsewhere (README, tests, results) leaves the rows valid
-
-
-def _version(distribution: str, missing: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return missing
+MEASURED = (
+    "gpytorch",
+    "benchmarks/*.py",
+)  # folders within as well; a change elsewhere (README, tests, results) leaves the rows valid
 
 
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of what is measured."""
+
+    def installed(distribution: str, missing: str) -> str:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            return missing
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "gpytorch": _version("gpytorch", "unknown"),
-        "linear_operator": _version("linear_operator", "unknown"),
-        "overlay": _version("gpytorch-tensors", "checkout"),
+        "gpytorch": installed("gpytorch", "unknown"),
+        "linear_operator": installed("linear_operator", "unknown"),
+        "overlay": installed("gpytorch-tensors", "checkout"),
     }
 
 
@@ -85,6 +88,12 @@ def stamp(device: str) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),  # noqa: UP017 (Python 3.10 has no datetime.UTC)
     }
+
+
+def synchronize(device: str) -> None:
+    """Wait until `device` has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def available_bytes(device: str) -> int:

@@ -1,10 +1,10 @@
-"""The user's code: an exact GP, written as GPyTorch's documentation writes it, and its training step."""
+"""The user's code, for all questions: an exact GP as GPyTorch's documentation writes it, its step, its prediction."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,11 +13,11 @@ import gpytorch
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 
 from .options import DTYPES
-from .row import Case
+from .rows import Case
 
 KERNELS = {"rbf": lambda **kwargs: RBFKernel(**kwargs), "matern": lambda **kwargs: MaternKernel(nu=2.5, **kwargs)}
 EVERY_N = 10**9
-KERNEL_TITLES = {"rbf": "RBF", "matern": "Matern 5/2"}
+D = 6  # inputs of a synthetic problem
 
 
 class ExactGP(gpytorch.models.ExactGP):
@@ -63,8 +63,15 @@ def training_step(model: ExactGP) -> Callable[[], torch.Tensor]:
 def loss_and_gradient(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Return the loss of a step and the gradients it leaves on `model`'s parameters as one vector in float64."""
     loss = step()
-    gradients = [parameter.grad.reshape(-1) for parameter in model.parameters()]
+    gradients = [parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat([loss.reshape(1), *gradients]).detach().double().cpu()
+
+
+def mean_and_variance(model: ExactGP, test_x: torch.Tensor) -> torch.Tensor:
+    """Return the posterior's mean and variance at the test points as one tensor."""
+    with torch.no_grad():
+        posterior = model(test_x)
+        return torch.cat([posterior.mean, posterior.variance])
 
 
 def sample_problem(
@@ -103,9 +110,7 @@ def cholesky_up_to(n: int) -> Iterator[None]:
 
     Its own limit is n = 800; beyond it, it takes conjugate gradients, another method with another answer.
     """
-    with ExitStack() as stack:
-        stack.enter_context(gpytorch.settings.max_cholesky_size(n))
-        stack.enter_context(gpytorch.settings.fast_computations(True, True, True))
+    with gpytorch.settings.max_cholesky_size(n), gpytorch.settings.fast_computations(True, True, True):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What a run was asked for."""
+"""What a run was asked for, which every question reads, and the error for what cannot be done."""
 
 from __future__ import annotations
 
@@ -41,27 +41,18 @@ class Options:
         """How long the variants of one case are run in turn."""
         return 0.8 if self.quick else 8.0
 
-    def choose(self, name: str, default: tuple, quick: tuple | None = None) -> tuple:
-        """Return the option called `name`, or, if it was not given, what the question has for it.
+    @property
+    def effort(self) -> str:
+        """Rows of a quick run do not stand in for those of a full one."""
+        return "quick" if self.quick else "full"
 
-        :param name: "sizes", "dtypes", "kernels" or "memory".
-        :param default: The question's choice.
-        :param quick: Its choice for a quick run (Default: `default`).
-        """
+    def choose(self, name: str, default: tuple, quick: tuple | None = None) -> tuple:
+        """Return the option called `name`, or what the question has for it, which may have less for a quick run."""
         given = getattr(self, name)
         return given if given is not None else quick if self.quick and quick is not None else default
 
     def grid(
         self, sizes: tuple, dtypes: tuple[str, ...] = ("float64",), kernels: tuple[str, ...] = ("rbf",)
     ) -> Iterator[tuple]:
-        """Yield kernel, data type and size of each case.
-
-        :param sizes: The sizes, chosen already.
-        :param dtypes: The question's choice; likewise `kernels`.
-        """
+        """Yield kernel, data type and size of each case, of sizes that are chosen already."""
         return product(self.choose("kernels", kernels), self.choose("dtypes", dtypes), sizes)
-
-    @property
-    def effort(self) -> str:
-        """Rows of a quick run do not stand in for those of a full one."""
-        return "quick" if self.quick else "full"

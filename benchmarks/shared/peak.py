@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: every allocation that torch's allocators are asked for, temporaries included."""
+"""Peak memory of a piece of work, for all questions: what torch's allocators are asked for, temporaries included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .apart import run_apart
-from .timing import synchronize
+from .machine import synchronize
 
 STATUS = Path("/proc/self/status")
 
@@ -36,9 +36,7 @@ def trace_bytes(work: Callable[[], object], device: str) -> list[int]:
         before = torch.cuda.memory_allocated(device)
         work()
         synchronize(device)
-        return [
-            amount - before for amount in (torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device))
-        ]
+        return [torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,8 +64,7 @@ def resident_peaks(prepare: Callable[..., Callable[[], object]], *arguments: obj
     Before: with the libraries loaded and the work prepared. A process keeps what it once took, so this is one of its
     own.
 
-    :param prepare: A function of a module's top level, which returns the work.
-    :param arguments: What it is called with.
+    :param prepare: A function of a module's top level, which returns the work when it is called with `arguments`.
     """
     if not STATUS.exists():
         return None

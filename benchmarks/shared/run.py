@@ -1,4 +1,4 @@
-"""Answer a question: measure what the record does not hold yet, keep it, show it."""
+"""Answer a question: measure what the record does not hold yet, keep it, show it. All commands come here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
 from threading import current_thread, main_thread
 from time import monotonic
 from types import FrameType, ModuleType
@@ -15,12 +17,12 @@ import psutil
 import torch
 from rich.progress import Progress, TaskID
 
-from . import record
+from . import rows as record
 from .apart import measure_apart
 from .machine import release, stamp
 from .options import InputError, Options
-from .row import Case, Row
-from .show import print_table, progress, say
+from .rows import Case, Row
+from .tables import print_table, progress, say
 
 BUSY = 0.5  # load average at which something else is running
 
@@ -114,13 +116,28 @@ def answer(question: ModuleType, options: Options, until: float = math.inf) -> l
     return answered
 
 
+def question_called(name: str) -> ModuleType:
+    """Return the question's module."""
+    return import_module(f"benchmarks.questions.{name}")
+
+
+def remarks_of(question: ModuleType, rows: list[Row]) -> list[str]:
+    """Return what the question has to say about `rows`."""
+    return question.remarks(rows) if hasattr(question, "remarks") else []
+
+
+def pictures_of(question: ModuleType, rows: list[Row], folder: Path) -> list[Path]:
+    """Draw the question's pictures of `rows`, if it has any, and return where they are."""
+    return question.pictures(rows, folder) if hasattr(question, "pictures") else []
+
+
 def show(question: ModuleType, rows: list[Row], options: Options) -> None:
     """Print the tables and remarks that `rows` make, and write the pictures."""
     if not rows:
         return say("Nothing was measured.")
     for table in question.tables(rows):
         print_table(table)
-    for remark in question.remarks(rows) if hasattr(question, "remarks") else []:
+    for remark in remarks_of(question, rows):
         say(remark)
-    written = [options.output / f"{rows[0].case.question}.json", *question.pictures(rows, options.output)]
+    written = [options.output / f"{rows[0].case.question}.json", *pictures_of(question, rows, options.output)]
     say("Written: " + ", ".join(map(str, written)))

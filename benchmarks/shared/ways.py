@@ -1,4 +1,4 @@
-"""The ways to run the same code of the user's, each a context manager."""
+"""The ways to run the same code of the user's, each a context manager; all questions compare some of them."""
 
 from __future__ import annotations
 
