@@ -39,7 +39,7 @@ QUESTIONS = {
 }
 COMMANDS = {
     "report": "one page for this machine: what the flag gains, where, and whether to switch it on",
-    "cuda": "all of it that needs a GPU, in one call of ten minutes; --device cpu --quick is a dry run",
+    "cuda": "all of it that needs a GPU, in one call of ten minutes, or --minutes; --device cpu --quick is a dry run",
     "readme": "write the recorded results into the README's tables",
 }
 
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="under two minutes: small sizes, few repetitions")
     parser.add_argument("--threads", type=_count, help="threads of torch (default: torch's choice)")
     parser.add_argument("--output", type=Path, help=f"folder of the results (default: {Options.output})")
+    parser.add_argument("--minutes", type=_count, help="begin no further case after so many minutes (cuda)")
     parser.add_argument("--fresh", action="store_true", help="measure again what is on record already")
     real = parser.add_argument_group("real data (uci)")
     real.add_argument("--data", type=Path, help="folder of folders with data.csv.gz and test_mask.csv.gz")

@@ -200,7 +200,7 @@ def write(options: Options, minutes: float = MINUTES) -> int:
     :param minutes: After so many no further case is begun.
     :return: The exit status: 1 if something failed or differs from the CPU.
     """
-    run = Run(options, until=monotonic() + minutes * 60)
+    run = Run(options, until=monotonic() + (options.minutes or minutes) * 60)
     options.output.mkdir(parents=True, exist_ok=True)
     run.facts = environment(options.device)
     (options.output / "environment.json").write_text(json.dumps(run.facts, indent=1) + "\n")

@@ -18,7 +18,7 @@ from linear_operator.operators import AddedDiagLinearOperator, ConstantDiagLinea
 from torch.autograd import forward_ad
 
 #: The first and the last release of torch that the test suite ran against, and what to install.
-SUPPORTED = ("2.4", "2.13")
+SUPPORTED = ("2.4", "2.15")
 REQUIREMENT = "torch>={},<={}".format(*SUPPORTED)
 
 #: The names that the installed torch and linear_operator lack.

@@ -99,7 +99,7 @@ def test_inverses_are_compared(brief, tmp_path, capsys):
     with gpytorch.settings.fast_computations(True, True, True):
         assert main(words) == 0
     providers = {each.provider for each in record.read(tmp_path / "inverse.json")}
-    assert providers == {inverse.TORCH, inverse.SOLVES, inverse.PRODUCT, "blocks from 128"}
+    assert providers == {inverse.TORCH, inverse.SOLVES, inverse.PRODUCT, inverse.DOUBLED, "blocks from 128"}
     assert list(tmp_path.glob("*.png")) and "float64: the fastest is" in capsys.readouterr().out
 
 

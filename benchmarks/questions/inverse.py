@@ -1,11 +1,13 @@
 """Which way from a Cholesky factor to the inverse is the fastest?
 
-`torch.cholesky_inverse` against two triangular solves, against the inverse of the factor times itself, and against the
-blocked inverse of this package, from several block sizes on.
+`torch.cholesky_inverse` against two triangular solves, against the inverse of the factor times itself, which may be put
+together by products from the inverses of the blocks on its diagonal, and against the blocked inverse of this package,
+from several block sizes on.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from importlib import import_module
 from unittest import mock
@@ -23,14 +25,41 @@ blocked = import_module("gpytorch.functions.cholesky_inverse")
 
 TITLE = "Inverse from a Cholesky factor"
 TORCH, SOLVES, PRODUCT = "cholesky_inverse", "two triangular solves", "inverse of the factor, squared"
+DOUBLED = "the same, by products"
 BLOCKS = (128, 256, 512, 1024, 2048)
 
 cases = partial(cases_of, "inverse", sizes=(50, 200, 500, 1000, 2000, 4000), quick=(50, 200, 500), dtypes=tuple(DTYPES))
 
 
 def _blocked(work: torch.Tensor, size: int) -> torch.Tensor:
-    with mock.patch.object(blocked, "_BLOCKED_FROM", size):
+    with mock.patch.multiple(blocked, _BLOCKED_FROM=size, _PRODUCT_ON_CUDA_UP_TO=size - 1):
         return blocked.cholesky_inverse_(work)
+
+
+def _on_diagonal(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a view of the blocks of so many rows on the diagonal (N / size x size x size)."""
+    return matrix.unflatten(-1, (-1, size)).unflatten(0, (-1, size)).diagonal(0, 0, 2).movedim(-1, 0)
+
+
+def _doubled(factor: torch.Tensor, rows: int = 256) -> torch.Tensor:
+    """Return the inverse of a factor L.
+
+    The inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]]: from the inverses of all blocks of so many
+    rows on the diagonal come those of all of twice the size, by two batched products.
+    """
+    n, number = len(factor), 2 ** max(0, math.ceil(math.log2(len(factor) / rows)))
+    size = math.ceil(n / number)
+    padded = torch.eye(size * number, dtype=factor.dtype, device=factor.device)
+    padded[:n, :n] = factor
+    unit = torch.eye(size, dtype=factor.dtype, device=factor.device)
+    inverse = torch.zeros_like(padded)
+    _on_diagonal(inverse, size)[:] = torch.linalg.solve_triangular(_on_diagonal(padded, size), unit, upper=False)
+    while size < len(padded):
+        left, right = _on_diagonal(inverse, size).unflatten(0, (-1, 2)).unbind(1)
+        lower = _on_diagonal(padded, 2 * size)[:, size:, :size]
+        _on_diagonal(inverse, 2 * size)[:, size:, :size] = -(right @ lower @ left)
+        size *= 2
+    return inverse[:n, :n]
 
 
 @with_room()
@@ -43,14 +72,14 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     def half() -> torch.Tensor:
         return torch.linalg.solve_triangular(factor, identity, upper=False)
 
-    def product() -> torch.Tensor:
-        inverse = half()
+    def squared(inverse: torch.Tensor) -> torch.Tensor:
         return inverse.mT @ inverse
 
     variants = {
         TORCH: Variant(lambda: torch.cholesky_inverse(factor)),
         SOLVES: Variant(lambda: torch.linalg.solve_triangular(factor.mT, half(), upper=True)),
-        PRODUCT: Variant(product),
+        PRODUCT: Variant(lambda: squared(half())),
+        DOUBLED: Variant(lambda: squared(_doubled(factor))),
     } | {
         f"blocks from {size}": Variant(partial(_blocked, work, size), prepare=lambda: work.copy_(factor))
         for size in BLOCKS

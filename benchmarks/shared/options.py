@@ -32,6 +32,7 @@ class Options:
     csv: Path | None = None
     target: str | None = None
     steps: int | None = None
+    minutes: int | None = None
     memory: tuple[float, ...] | None = None
     output: Path = Path("build/benchmarks")
     fresh: bool = False
