@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .questions import ax
 from .shared.rows import Row, read
 from .shared.tables import Table, markdown_table
 from .shared.ways import STOCK, TENSORS
@@ -57,7 +58,6 @@ class Line:
 
 
 SINGLE, Q_LOG_NEI = "fit_gpytorch_mll", "qLogNEI of 16 x 1 points, with gradient, nothing pruned"
-AX = "all other trials"
 LINES = (
     Line("a training step", "train", "step", (20, 100, 500, 2000)),
     Line("its peak memory", "memory", "step", (3000,), key="peak_memory"),
@@ -67,8 +67,8 @@ LINES = (
     Line("BoTorch: of two outputs", "bo", f"{SINGLE}, 2 outputs", (30, 50, 100), None),
     Line("BoTorch: of four outputs", "bo", f"{SINGLE}, 4 outputs", (30, 50, 100), None),
     Line("BoTorch: qLogNEI of 16 points, with gradient", "bo", Q_LOG_NEI, (200, 500), None),
-    Line("Ax: a loop with one objective", "ax", AX, (14,), "one objective"),
-    Line("Ax: two objectives", "ax", AX, (14,), "two objectives"),
+    Line("Ax: a loop with one objective", "ax", ax.OTHERS, (14,), ax.ONE),
+    Line("Ax: two objectives", "ax", ax.OTHERS, (14,), ax.TWO),
 )
 
 

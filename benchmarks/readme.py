@@ -67,14 +67,14 @@ def _content(question: str, words: list[str], drawings: Path, results: Path, roo
     try:
         module = question_called(question)
     except ModuleNotFoundError:
-        raise InputError(f"README.md asks for results of {question!r}, and there is no such question.") from None
+        raise InputError(f"A page asks for results of {question!r}, and there is no such question.") from None
     conditions = dict(word.split("=") for word in words if "=" in word)
     unknown = [name for name in conditions if name != "mode" and name not in Case.__dataclass_fields__]
     if unknown:
         raise InputError(f"README.md picks results of {question} by {unknown[0]!r}, and a case has no such field.")
     rows = [row for row in read(results / f"{question}.json") if _meets(row, conditions)]
     if not rows:
-        raise InputError(f"README.md asks for {question} {' '.join(words)}, and no such results are recorded.")
+        raise InputError(f"A page asks for {question} {' '.join(words)}, and no such results are recorded.")
     if "pictures" in words:
         folder = Path(os.path.relpath(results, root))
         return "\n\n".join(f"![]({(folder / path.name).as_posix()})" for path in pictures_of(module, rows, drawings))
@@ -89,7 +89,7 @@ def _meets(row: Row, conditions: dict[str, str]) -> bool:
 def _stacks(path: Path) -> Table:
     """Return the table of the releases that were tried, of the file that `python test/stacks` wrote."""
     if not path.exists():
-        raise InputError("README.md asks for the releases that were tried, and none are on record.")
+        raise InputError("A page asks for the releases that were tried, and none are on record.")
 
     def outcome(summary: dict, suite: str) -> str:
         counts, failed = summary["counts"][suite], len(summary["failures"][suite])

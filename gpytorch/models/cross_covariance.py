@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..closed_form.covariance import ClosedForm
+from ..closed_form.kernels import Terms
 from ..functions.shared_rows import SharedRowsOfModel, num_shared, shared_product
-
-if TYPE_CHECKING:
-    from ..closed_form.covariance import ClosedForm
-    from ..closed_form.kernels import Terms
-    from .unevaluated import Evaluated
+from .unevaluated import Evaluated
 
 # Elements of K(test, train) that are held at once. Larger sets of test points go through in blocks.
 BLOCK_ELEMENTS = 2**22

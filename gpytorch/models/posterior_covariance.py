@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from linear_operator.operators import (
@@ -20,14 +20,12 @@ from torch import Tensor
 
 from .. import _upstream
 from .._transforms import is_transformed
+from ..closed_form.covariance import ClosedFormPrior
 from ..functions.explained_covariance import explained_covariance
 from ..utils.memoize import add_to_cache, cached
 from .cholesky_factor import CholeskyFactor
 from .cross_covariance import CrossCovariance, EvaluatedRows
-
-if TYPE_CHECKING:
-    from ..closed_form.covariance import ClosedFormPrior
-    from .unevaluated import Evaluated
+from .unevaluated import Evaluated
 
 _upstream_diag_matmul, _upstream_cat_matmul = DiagLinearOperator.matmul, CatLinearOperator.matmul
 _upstream_added_diag_matmul = AddedDiagLinearOperator.matmul
