@@ -17,6 +17,7 @@ from linear_operator.operators import DiagLinearOperator, KernelLinearOperator, 
 from torch import Tensor
 
 from .. import _upstream, settings
+from .._shapes import broadcast_shapes
 from ..constraints.unconstrained import Unconstrained, unconstrained
 from ..kernels.constant_kernel import ConstantKernel
 from ..kernels.cosine_kernel import CosineKernel
@@ -79,11 +80,8 @@ class Terms:
     @property
     def batch_shape(self) -> torch.Size:
         """The covariance matrix's batch shape."""
-        # torch.broadcast_shapes takes as long as a small factorization; most shapes are one and the same, or empty.
         shapes = self.batch_shapes
-        if len(shapes) > 1:
-            shapes = {shape for shape in shapes if shape}
-        return next(iter(shapes)) if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+        return next(iter(shapes)) if len(shapes) == 1 else broadcast_shapes(*shapes)
 
     def add_inputs(self, x1: Tensor, x2: Tensor) -> tuple[int, int]:
         """Add the inputs of rows and columns, once if they are the same, and return where they stand."""

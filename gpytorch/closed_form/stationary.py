@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._shapes import matmul
 from .._transforms import is_differentiated_by_transforms
 from . import differences
 from .parameters import Cotangents, Parameter
@@ -337,7 +338,7 @@ class BoundStationary:
         for slot, side, z, other, factor, part in sides:
             if needed[slot] or lengthscale_needed:
                 # W z', as a product from the left: with its few columns on the right it takes up to four times as long.
-                product = torch.matmul(other.mT, side if symmetric else side.mT).mT
+                product = matmul(other.mT, side if symmetric else side.mT).mT
                 minus_grad_z = product.addcmul_(side.sum(-1, keepdim=True), z, value=-1)
                 if lengthscale_needed:
                     total = (minus_grad_z * z).sum(-2, keepdim=True).mul_(factor).div_(self.lengthscale)
@@ -373,7 +374,7 @@ def add_product_(target: Tensor, left: Tensor, right: Tensor, beta: float = 1, a
 
 def _product(left: Tensor, right: Tensor, alpha: float) -> Tensor:
     if left.dim() > 3 or left.shape[:-2] != right.shape[:-2]:
-        return torch.matmul(left, right).mul_(alpha)
+        return matmul(left, right).mul_(alpha)
     return add_product_(left.new_empty(*left.shape[:-1], right.size(-1)), left, right, beta=0, alpha=alpha)
 
 

@@ -8,14 +8,13 @@ r"""The inverse quadratic form and the log determinant, by one Cholesky factoriz
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._shapes import as_columns
 from .._transforms import is_differentiated_by_transforms, must_be_differentiable
 from .cholesky_inverse import cholesky_inverse_, differentiable_cholesky, safe_cholesky
 
@@ -140,34 +139,3 @@ def _check_operands(matrix: Tensor, inv_quad_rhs: Tensor) -> None:
             f"The matrix and the right-hand side must have the same dtype and lie on the same device. Got a matrix of "
             f"{matrix.dtype} on {matrix.device} and a right-hand side of {inv_quad_rhs.dtype} on {inv_quad_rhs.device}."
         )
-
-
-def as_columns(batch_shape: torch.Size, rhs: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Lay the right-hand sides that share a matrix side by side.
-
-    :param batch_shape: The matrices'.
-    :param rhs: The right-hand sides (... x N x S).
-    :return: The columns, of the matrices' batch shape (... x N x S'), and what brings rows that go with the columns
-        (... x R x S') back to the batch shape that matrices and right-hand sides broadcast to (... x R x S).
-    """
-    if rhs.shape[:-2] == batch_shape:
-        return rhs, lambda rows: rows
-    if not batch_shape:
-        columns = rhs.movedim(-2, 0)
-        sizes = columns.shape[1:]
-        return columns.flatten(1), lambda rows: rows.view(rows.size(0), *sizes).movedim(0, -2)
-    full = torch.broadcast_shapes(batch_shape, rhs.shape[:-2])
-    padded = (1,) * (len(full) - len(batch_shape)) + tuple(batch_shape)
-    shared = [i for i, size in enumerate(padded) if size == 1]
-    own = [i for i, size in enumerate(padded) if size != 1]
-    num_rows, num_columns = rhs.shape[-2:]
-    row, column = len(full), len(full) + 1
-    order = [*own, row, *shared, column]
-    rhs = rhs.expand(*full, num_rows, num_columns).permute(order)
-    columns = rhs.reshape(*batch_shape, num_rows, math.prod(full[i] for i in shared) * num_columns)
-
-    def restore(rows: Tensor) -> Tensor:
-        sizes = (*full, rows.size(-2), num_columns)
-        return rows.reshape([sizes[i] for i in order]).permute(sorted(range(len(order)), key=order.__getitem__))
-
-    return columns, restore

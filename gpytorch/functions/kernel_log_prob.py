@@ -18,12 +18,13 @@ from torch import Tensor
 
 from .. import settings
 from .._internals import is_graph_kept, multiplied
+from .._shapes import as_columns, broadcast_shapes
 from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from ..closed_form.matrix import Expression, KernelMatrix, evaluate, evaluate_upper, plain
 from ..closed_form.parameters import Cotangents, Parameter
 from ..closed_form.stationary import add_product_
 from .cholesky_inverse import cholesky_inverse_, inverse_and_solutions_
-from .inv_quad_logdet import as_columns, inv_quad_logdet
+from .inv_quad_logdet import inv_quad_logdet
 from .kernel_covariance import grad_of_plain
 from .one_thread import on_one_thread
 
@@ -306,7 +307,7 @@ def _add_noise(covar: Tensor, noises: Sequence[Parameter], values: Sequence[Tens
     for parameter in noises:
         noise = parameter.of(values)
         if noise.dim() > 1 and noise.shape[:-1] != covar.shape[:-2]:
-            batch_shape = torch.broadcast_shapes(noise.shape[:-1], covar.shape[:-2])
+            batch_shape = broadcast_shapes(noise.shape[:-1], covar.shape[:-2])
             covar = covar.expand(*batch_shape, *covar.shape[-2:]).contiguous()
         covar.diagonal(0, -2, -1).add_(noise)
     return covar

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .._internals import num_dispatch_modes
+from .._shapes import as_columns
 from .._transforms import UntransformedFunction, below_autograd, is_transformed, must_be_differentiable
 from ..closed_form.bilinear import Bilinear
 from ..closed_form.matrix import Expression, KernelMatrix, Node, Record, plain
 from ..closed_form.parameters import Cotangents, Parameter
 from ..closed_form.stationary import BoundStationary, Stationary
-from .inv_quad_logdet import as_columns
 from .kernel_covariance import are_reached, grad_of_plain, no_leaves
 
 # With fewer elements, to look for what is shared takes longer than to evaluate it.
@@ -27,6 +27,9 @@ FEW = 2**14
 
 # A model remembers what it has evaluated of the last few points, or hyperparameters, if that has no more elements.
 NUM_KEPT, MANY_KEPT = 2, 2**20
+
+# Slopes are multiplied by the coordinates once, and not at every backward, if the products have no more elements.
+MANY_PRODUCTS = 2**20
 
 
 def num_shared(expression: Expression, values: Sequence[Tensor], row_slots: Sequence[int]) -> int:
@@ -82,6 +85,20 @@ class SharedRows:
     def slopes(self) -> list[tuple[BoundStationary, Tensor, float, Tensor | None]]:
         """See :meth:`~gpytorch.closed_form.matrix.KernelMatrix.slopes`."""
         return self.matrix.slopes(self.record)
+
+    @cached_property
+    def slopes_by_coordinate(self) -> list[Tensor]:
+        """Each slope times one and times each coordinate of the columns, row by row (... x M (D + 1) x N)."""
+        return [
+            (slope.unsqueeze(-2) * self.ones_and_z(bound).unsqueeze(-3)).flatten(-3, -2)
+            for bound, slope, _, _ in self.slopes
+        ]
+
+    @staticmethod
+    def ones_and_z(bound: BoundStationary) -> Tensor:
+        """Return ones and the coordinates of the columns (... x (D + 1) x N)."""
+        _, z = bound.scaled_inputs()
+        return torch.cat([z.new_ones(*z.shape[:-1], 1), z], dim=-1).mT
 
 
 @below_autograd
@@ -219,16 +236,21 @@ class SharedProduct(UntransformedFunction):
 def _add_of_rows(
     sums: list[Tensor | None], needed: Sequence[bool], shared: SharedRows, left: Tensor, grad: Tensor
 ) -> None:
-    for bound, slope, c, weight in shared.slopes:
+    for number, (bound, slope, c, weight) in enumerate(shared.slopes):
         slot = bound.kernel.rows
         if not needed[slot]:
             continue
-        z1, z2 = bound.scaled_inputs()
-        # (1, z') for each row of A: R x (D + 1) rows, with what the products of V have in a column each
-        ones_and_z = torch.cat([z2.new_ones(*z2.shape[:-1], 1), z2], dim=-1).mT.unsqueeze(-3)
-        rows = (left.unsqueeze(-2) * ones_and_z).flatten(-3, -2)
-        columns, restore = as_columns(slope.shape[:-2], rows.mT)
-        products = restore(slope @ columns).unflatten(-1, (left.size(-2), -1))
+        z1, _ = bound.scaled_inputs()
+        # Of each row of A, by way of (1, z'): what the products of V have is in a column each (... x M x R x (D + 1))
+        ones_and_z = shared.ones_and_z(bound)
+        if slope.numel() * ones_and_z.size(-2) <= MANY_PRODUCTS:
+            columns, restore = as_columns(slope.shape[:-2], left.mT)
+            products = restore(shared.slopes_by_coordinate[number] @ columns)
+            products = products.unflatten(-2, (slope.size(-2), -1)).mT
+        else:
+            rows = (left.unsqueeze(-2) * ones_and_z.unsqueeze(-3)).flatten(-3, -2)
+            columns, restore = as_columns(slope.shape[:-2], rows.mT)
+            products = restore(slope @ columns).unflatten(-1, (left.size(-2), -1))
         differences = products[..., :1] * z1.unsqueeze(-2) - products[..., 1:]
         of_z = (grad.mT.unsqueeze(-1) * differences).sum(-2).mul_(2 * c)
         if weight is not None:

@@ -16,7 +16,7 @@ import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
-from ..functions.inv_quad_logdet import as_columns
+from .._shapes import as_columns, broadcast_shapes
 
 
 class CholeskyFactor:
@@ -60,8 +60,10 @@ class CholeskyFactor:
 
         :param rhs: :math:`\mathbf R` (... x N x S).
         """
+        # Not torch.cholesky_solve, which copies the factor at every call.
         columns, restore = self._side_by_side(rhs)
-        return restore(torch.cholesky_solve(columns, self.tensor))
+        half = torch.linalg.solve_triangular(self.tensor, columns, upper=False)
+        return restore(torch.linalg.solve_triangular(self.tensor.mT, half, upper=True))
 
     def detach(self) -> CholeskyFactor:
         """Return the factor without its gradient."""
@@ -132,6 +134,6 @@ def border(factor: CholeskyFactor, cross: Tensor, covar: Tensor) -> BorderedFact
 
 def _below(upper: Tensor, lower: Tensor) -> Tensor:
     if upper.shape[:-2] != lower.shape[:-2]:
-        batch_shape = torch.broadcast_shapes(upper.shape[:-2], lower.shape[:-2])
+        batch_shape = broadcast_shapes(upper.shape[:-2], lower.shape[:-2])
         upper, lower = (part.expand(*batch_shape, *part.shape[-2:]) for part in (upper, lower))
     return torch.cat([upper, lower], dim=-2)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._shapes import broadcast_shapes, matmul
 from ..closed_form.covariance import ClosedForm
 from ..closed_form.kernels import Terms
 from ..functions.shared_rows import SharedRowsOfModel, num_shared, shared_product
@@ -122,7 +123,7 @@ class CrossCovariance:
         first, last = (0, self.shape[-2]) if rows is None else (rows.start, rows.stop)
         parts = []
         if self._all is None and first < self.first_own and left.size(-2) * self._width <= MANY_COLUMNS:
-            batch_shape = torch.broadcast_shapes(self.shape[:-2], left.shape[:-2])
+            batch_shape = broadcast_shapes(self.shape[:-2], left.shape[:-2])
             part = shared_product(left, self._shared, self._values, self._row_slots, batch_shape)
             parts.append(part[..., first : min(last, self.first_own)])
             first = self.first_own
@@ -130,7 +131,7 @@ class CrossCovariance:
             start, stop = (0, self.shape[-2]) if block is None else (block.start, block.stop)
             start, stop = max(first, start), min(last, stop)
             if start < stop:
-                parts.append(left @ self.rows(slice(start, stop)).mT)
+                parts.append(matmul(left, self.rows(slice(start, stop)).mT))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def times(self, vector: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class CrossCovariance:
         :param vector: :math:`\mathbf v` (... x N).
         """
         if self._all is not None:
-            return self._all @ vector if vector.dim() == 1 else (self._all @ vector.unsqueeze(-1)).squeeze(-1)
+            return self._all @ vector if vector.dim() == 1 else matmul(self._all, vector.unsqueeze(-1)).squeeze(-1)
         return self.product(vector.unsqueeze(-2)).squeeze(-2)
 
     def at(self, rows: Tensor) -> EvaluatedRows:

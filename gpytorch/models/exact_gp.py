@@ -12,6 +12,7 @@ from torch import Tensor
 import gpytorch  # for what is not there yet while this is imported: kernels, and their closed forms
 
 from .. import _upstream, settings
+from .._shapes import broadcast_shapes
 from ..distributions import MultivariateNormal
 from ..lazy import LazyEvaluatedKernelTensor
 from ..means import ConstantMean
@@ -95,7 +96,7 @@ def _test_prior(
         test_covar = gpytorch.closed_form.covariance.ClosedFormPrior(cross_covar)
     batch_shape = prior.batch_shape
     if train_prior_dist.batch_shape not in (batch_shape, ()):
-        batch_shape = torch.broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
+        batch_shape = broadcast_shapes(batch_shape, train_prior_dist.batch_shape)
     return prior.loc, test_covar, cross_covar, batch_shape, prior.event_shape, MultivariateNormal
 
 
@@ -133,7 +134,7 @@ def _joint_prior(
 ) -> tuple:
     joint_inputs = []
     for train_input, test_input in zip(train_inputs, test_inputs, strict=True):
-        batch_shape = torch.broadcast_shapes(train_input.shape[:-2], test_input.shape[:-2])
+        batch_shape = broadcast_shapes(train_input.shape[:-2], test_input.shape[:-2])
         parts = (part.expand(*batch_shape, *part.shape[-2:]) for part in (train_input, test_input))
         joint_inputs.append(torch.cat(list(parts), dim=-2))
     joint = Module.__call__(model, *joint_inputs, **kwargs)

@@ -140,11 +140,13 @@ def with_gradients(read: Callable[[GP, Tensor], list[Tensor]], model: GP, x: Ten
     return values_and_gradients
 
 
-@pytest.fixture(params=[False, True], ids=["each its own", "shared"])
+@pytest.fixture(params=["each its own", "shared", "shared and many"])
 def is_shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether points that are the same in the whole batch are known to be."""
-    monkeypatch.setattr(shared_rows, "FEW", 1 if request.param else 2**60)
-    return request.param
+    """Whether points that are the same in the whole batch are known to be, few of them or many."""
+    monkeypatch.setattr(shared_rows, "FEW", 2**60 if request.param == "each its own" else 1)
+    if request.param == "shared and many":
+        monkeypatch.setattr(shared_rows, "MANY_PRODUCTS", 0)
+    return request.param != "each its own"
 
 
 @pytest.mark.parametrize(
