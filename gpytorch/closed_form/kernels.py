@@ -270,8 +270,11 @@ def _linear(kernel: LinearKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
 def _constant(kernel: ConstantKernel, x1: Tensor, x2: Tensor, terms: Terms) -> bool:
     ones = x1.new_ones(*x1.shape[:-1], 1)
     rows, cols = terms.add_inputs(ones, ones if x1 is x2 else x2.new_ones(*x2.shape[:-1], 1))
-    covar = kernel.constant.unsqueeze(-1).to(dtype=x1.dtype, device=x1.device)
-    terms.expression.append(Bilinear(rows, cols, terms.add_parameter((covar, False, None), 2)))
+    constant, is_raw, lower_bound = unconstrained(kernel, "constant", ConstantKernel)
+    if constant.dtype is not x1.dtype or constant.device != x1.device:
+        constant, is_raw, lower_bound = kernel.constant.to(x1), False, None
+    covar = terms.add_parameter((constant.unsqueeze(-1), is_raw, lower_bound), 2)
+    terms.expression.append(Bilinear(rows, cols, covar))
     return True
 
 

@@ -13,7 +13,7 @@ TINY = 1e-15  # the least distance, as in the installed gpytorch.kernels.kernel.
 # A profile gives, for a block of h = unit * r^2 (or of distances r) that it may overwrite:
 #   k                 the kernel,
 #   slope, c          dk / d(r^2) = c * slope,
-#   shape_slope       dk / d(shape parameter), where there is one.
+#   shape_slope       dk / d(shape parameter), where there is one, from k and its slope.
 # The formulas stand in the table of the module's documentation: README, "The mathematics".
 
 
@@ -46,8 +46,9 @@ def _matern52(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
 
 
 def _cosine(r: Tensor, shape: None) -> tuple[Tensor, Tensor, float]:
-    slope = torch.sinc(r)
-    return r.mul_(math.pi).cos_(), slope, -0.5 * math.pi**2
+    u = r.mul_(math.pi)
+    slope = torch.sin(u).div_(u)
+    return u.cos_(), slope, -0.5 * math.pi**2
 
 
 def _rational_quadratic(h: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -56,10 +57,11 @@ def _rational_quadratic(h: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, float
     return slope * base, slope, -0.5
 
 
-def _rational_quadratic_shape_slope(h: Tensor, alpha: Tensor) -> Tensor:
-    # log k = -alpha log(base) with base = 1 - h / alpha, so d log k / d alpha = (base - 1) / base - log(base)
-    base = h.div_(-alpha).add_(1)
-    return base.pow(-alpha).mul_((base - 1).div_(base).sub_(base.log()))
+def _rational_quadratic_shape_slope(k: Tensor, slope: Tensor) -> Tensor:
+    # log k = -alpha log(base) with base = k / slope, so d log k / d alpha = (base - 1) / base - log(base). Where powers
+    # of the base underflow, it is not to be had any more, and the result is nothing.
+    base = k.div(slope).nan_to_num_(1.0)
+    return (base - 1).div_(base).sub_(base.log_()).mul_(k)
 
 
 # The same kernels in differentiable operations, for second derivatives and for transformed code.
@@ -79,7 +81,7 @@ class Profile:
     :param block: The kernel and its slope on a block of distances, or of their squares times `unit`.
     :param plain: The kernel in differentiable operations, of distances or their squares.
     :param of_distance: Whether both take the distance.
-    :param shape_slope: The derivative in the shape parameter on a block.
+    :param shape_slope: The derivative in the shape parameter on a block, of the kernel and its slope there.
     :param is_kinked: Whether the slope in the squared distance grows without bound towards zero.
     :param unit: What squared distances are multiplied by.
     """

@@ -152,7 +152,7 @@ class Stationary:
         if outer is not None:
             weight = times(outer, weight)
         if self.shape is not None and needed[self.shape.slot]:
-            total = (bind(self).shape_slope(rows, cols) * grad).sum((-2, -1), keepdim=True)
+            total = (self.profile.shape_slope(k, slope) * grad).sum((-2, -1), keepdim=True)
             cotangents.add_of(self.shape, total if weight is None else total * weight)
         reaches = needed[self.rows] or needed[self.cols] or (lengthscale is not None and needed[lengthscale.slot])
         scale_needed = scale is not None and needed[scale.slot]
@@ -283,14 +283,6 @@ class BoundStationary:
         if self.is_square:
             _diagonal_of(res, rows, cols).zero_()
         return res.clamp_min_(TINY**2).sqrt_() if of_distance else res.clamp_max_(0)
-
-    def shape_slope(self, rows: Rows, cols: Rows) -> Tensor:
-        """Return the derivative of a block in the shape parameter.
-
-        :param rows: The block's rows.
-        :param cols: The block's columns.
-        """
-        return self.kernel.profile.shape_slope(self.distance(rows, cols), self.shape)
 
     def pull_back_slope(
         self,

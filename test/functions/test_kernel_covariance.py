@@ -243,6 +243,26 @@ def test_gradient_in_a_tiny_lengthscale_of_float32_is_a_number(case: str, ard: i
     assert torch.isfinite(result.grads["raw_lengthscale"]).all()
 
 
+@pytest.mark.parametrize("alpha", [0.1, 20.0, 1000.0])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+def test_rational_quadratic_of_far_points_has_its_gradient_where_powers_underflow(
+    dtype: torch.dtype, rtol: float, alpha: float
+) -> None:
+    x, lengthscale = torch.tensor([[0.0], [1e-3], [2e-3], [1.0], [50.0]], dtype=dtype), 1e-3
+    kernel = k.RQKernel().to(dtype)
+    kernel.lengthscale, kernel.alpha = lengthscale, alpha
+    actual = evaluate(lambda: log_prob(kernel, x), {"raw_alpha": kernel.raw_alpha}, flag=True)
+    leaf = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
+    ratio = ((x - x.mT).double() / kernel.lengthscale.detach().double()).square() / 2
+    matrix = (1 + ratio / leaf).pow(-leaf) + 0.1 * torch.eye(5, dtype=torch.float64)
+    y = torch.sin(7 * torch.arange(5, dtype=torch.float64))
+    expected = torch.distributions.MultivariateNormal(torch.zeros_like(y), matrix).log_prob(y)
+    expected.backward()
+    torch.testing.assert_close(actual.value.double(), expected.detach(), rtol=rtol, atol=0.0)
+    by_alpha = leaf.grad * torch.sigmoid(kernel.raw_alpha.detach().double())
+    torch.testing.assert_close(actual.grads["raw_alpha"].double(), by_alpha, rtol=rtol, atol=1e-7)
+
+
 @pytest.mark.parametrize("first", [torch.float32, torch.float64])
 def test_sum_of_kernels_in_two_precisions_is_in_the_higher(first: torch.dtype) -> None:
     second = torch.float64 if first == torch.float32 else torch.float32
