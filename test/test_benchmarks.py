@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -426,7 +427,7 @@ def test_main_job_from_the_command_line(tmp_path):
     "question, words",
     [
         ("train", "--kernel matern52 --dtype float32"),
-        ("kernels", "--sets RBF,polynomial,linear"),
+        ("kernels", "--sets 'RBF,polynomial,linear,variational GP'"),
         ("attribution", "--kernel rbf"),
         ("memory", "--memory 1,2"),
         ("predict", ""),
@@ -445,7 +446,7 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Options, "seconds", 0.0)
     monkeypatch.setattr(measuring, "SETTLE", 0)
     with gpytorch.settings.fast_computations(True, True, True):  # importing BoTorch switches them off for good
-        status = main([question, "--quick", "--n", "12", *words.split(), "--output", str(tmp_path)])
+        status = main([question, "--quick", "--n", "12", *shlex.split(words), "--output", str(tmp_path)])
     assert status == 0
     rows = record.read(tmp_path / f"{question}.json")
     assert {"stock", "tensors"} <= {row.provider for row in rows}
@@ -476,6 +477,23 @@ def test_posterior_by_hand_is_the_posterior(outputs):
             torch.testing.assert_close(covar.to_dense(), expected.to_dense(), rtol=1e-8, atol=1e-8)
             if outputs == 1:
                 torch.testing.assert_close(covar[..., -3:, :].to_dense(), expected.to_dense()[..., -3:, :])
+
+
+def test_posterior_by_hand_of_a_list_of_models_is_the_posterior():
+    pytest.importorskip("botorch", reason="BoTorch is not installed")
+    from benchmarks.questions import bo
+
+    x, y = bo._observations(Case("bo", bo.STEP, 12, bo.D, "float64", "cpu"), 2)
+    by_hand, models = (bo._model_list(kind, x, y).eval() for kind in (bo._GPByHand, bo.SingleTaskGP))
+    candidates = torch.rand(5, 3, bo.D, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    for observed in (None, x):
+        for model in by_hand.models:
+            model.observed = observed
+        for points in (candidates, torch.cat([x.expand(5, -1, -1), candidates], dim=-2)):
+            ours, theirs = (m.posterior(points).distribution.lazy_covariance_matrix for m in (by_hand, models))
+            torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), rtol=1e-8, atol=1e-8)
+            rows = ours.base_linear_op[..., -3:, :].to_dense()
+            torch.testing.assert_close(rows, theirs.base_linear_op.to_dense()[..., -3:, :], rtol=1e-8, atol=1e-8)
 
 
 def test_only_picks_cases_by_their_names(capsys):

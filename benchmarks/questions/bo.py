@@ -44,8 +44,9 @@ MODEL = "SingleTaskGP unless named, Hartmann-6"
 ROUNDS, QUICK_ROUNDS, FIRST_POINTS = 10, 2, 12
 CANDIDATES, SAMPLES, FANTASIES, DISCRETE = 16, 128, 16, 1000
 THOMPSON, QUICK_THOMPSON, DRAWS = 5000, 500, 8
+KEPT = 40  # of the points observed, where a noisy objective leaves so many that may be best
 
-BY_HAND = "posterior by hand"
+BY_HAND, KNOWING = "posterior by hand", "by hand, knowing the observed"
 
 STEP = "value and gradient"
 STEP_OF_TASKS = "value and gradient, MultiTaskGP of 2 tasks"
@@ -159,7 +160,8 @@ class _GPByHand(SingleTaskGP):
     """Its posterior is written by hand, in as few operations of torch as there are.
 
     Acquisition functions with a cached root ask for the points observed together with candidates, and read the rows of
-    the latter: of the former, `observed`, all is known beforehand.
+    the latter. Of the former all is known beforehand, and nothing is differentiated in them, if :attr:`observed` says
+    which they are: no model is told.
     """
 
     observed: torch.Tensor | None = None
@@ -170,7 +172,8 @@ class _GPByHand(SingleTaskGP):
         if count and not (X.size(-2) > count and bool((X[..., :count, :] == self.observed).all())):
             count = 0
         points = self._at(X[..., count:, :])
-        known = self._known if count else _Points(*(tensor[..., :0, :] for tensor in points[:2]), points.mean[..., :0])
+        no = _Points(*(tensor.new_empty(0, tensor.size(-1)) for tensor in points[:2]), points.mean[..., :0])
+        known = self._known if count else no
         mean = torch.cat([known.mean.expand(*points.mean.shape[:-1], count), points.mean], dim=-1)
         covar = _CovarianceByHand(points.z, points.half, known.z, known.half, self._of_training["scale"])
         if observation_noise:
@@ -248,6 +251,14 @@ class _CovarianceByHand(LinearOperator):
             return DenseLinearOperator(self.to_dense())._getitem(row_index, col_index, *batch_indices)
         return DenseLinearOperator(self._rows())._getitem(slice(start - count, stop - count), col_index, *batch_indices)
 
+    # ModelListGP puts its models into a dimension of the batch: what is the same for all of the batch needs none.
+    def _unsqueeze_batch(self, dim: int) -> LinearOperator:
+        return _CovarianceByHand(self.z.unsqueeze(dim), self.half.unsqueeze(dim), *self._args[2:])
+
+    def _permute_batch(self, *dims: int) -> LinearOperator:
+        z, half = (tensor.permute(*dims, -2, -1) for tensor in (self.z, self.half))
+        return _CovarianceByHand(z, half, *self._args[2:])
+
     def _transpose_nonbatch(self) -> LinearOperator:
         return self
 
@@ -268,16 +279,22 @@ def _rbf(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     return (z1 @ z2.mT - 0.5 * squares).exp()
 
 
-def _model_list(x: torch.Tensor, y: torch.Tensor) -> ModelListGP:
-    return ModelListGP(*(SingleTaskGP(x, column) for column in y.split(1, dim=-1)))
+def _one_model(kind: type[SingleTaskGP], x: torch.Tensor, y: torch.Tensor) -> SingleTaskGP:
+    return kind(x, y)
+
+
+def _model_list(kind: type[SingleTaskGP], x: torch.Tensor, y: torch.Tensor) -> ModelListGP:
+    return ModelListGP(*(kind(x, column) for column in y.split(1, dim=-1)))
 
 
 def _sampler(samples: int = SAMPLES) -> SobolQMCNormalSampler:
     return SobolQMCNormalSampler(torch.Size([samples]), seed=0)
 
 
-def _q_log_nei(model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True) -> AcquisitionFunction:
-    return acquisition.qLogNoisyExpectedImprovement(model, x, sampler=_sampler(), prune_baseline=prune)
+def _q_log_nei(
+    model: Any, x: torch.Tensor, y: torch.Tensor, prune: bool = True, kept: int | None = None
+) -> AcquisitionFunction:
+    return acquisition.qLogNoisyExpectedImprovement(model, x[:kept], sampler=_sampler(), prune_baseline=prune)
 
 
 def _q_log_nehvi(model: Any, x: torch.Tensor, y: torch.Tensor) -> AcquisitionFunction:
@@ -300,11 +317,13 @@ class Acquisition(NamedTuple):
     q: int  # how many candidates are judged together
     sizes: tuple[int, ...] = (200, 500)  # numbers of training points
     outputs: int = 1  # the model's outputs
-    model: Callable[[torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = SingleTaskGP  # makes the model
+    # makes the model, of a kind of model and its data
+    model: Callable[[type[SingleTaskGP], torch.Tensor, torch.Tensor], SingleTaskGP | ModelListGP] = _one_model
     by_hand: bool = True  # whether a posterior is all that it asks the model for
 
 
 SIZES = (30, 200, 500)
+_q_log_nei_of_kept = partial(_q_log_nei, prune=False, kept=KEPT)
 ACQUISITIONS = {
     "LogEI of 16 x 1 points, with gradient": Acquisition(_log_ei, 1, SIZES),
     "UCB of 16 x 1 points, with gradient": Acquisition(
@@ -314,6 +333,8 @@ ACQUISITIONS = {
     "qLogEI of 16 x 4 points, with gradient": Acquisition(_q_log_ei, 4, SIZES),
     "qLogNEI of 16 x 1 points, with gradient": Acquisition(_q_log_nei, 1, SIZES),
     "qLogNEI of 16 x 4 points, with gradient": Acquisition(_q_log_nei, 4, SIZES),
+    f"qLogNEI of 16 x 1 points, with gradient, {KEPT} kept": Acquisition(_q_log_nei_of_kept, 1),
+    f"qLogNEI of 16 x 4 points, with gradient, {KEPT} kept": Acquisition(_q_log_nei_of_kept, 4),
     "qLogNEI of 16 x 1 points, with gradient, nothing pruned": Acquisition(partial(_q_log_nei, prune=False), 1),
     "qLogNEHVI of 16 x 1 points, with gradient, 2 outputs": Acquisition(_q_log_nehvi, 1, outputs=2),
     "qLogNEHVI of 16 x 1 points, with gradient, ModelListGP": Acquisition(
@@ -330,14 +351,17 @@ ACQUISITIONS = {
 }
 
 
-def _acquisition(case: Case, by_hand: bool) -> Task:
+def _acquisition(case: Case, by_hand: bool, knows_observed: bool) -> Task | None:
     asked = ACQUISITIONS[case.case]
     x, y = _observations(case, asked.outputs)
-    model = (_GPByHand if by_hand else asked.model)(x, y).eval()
+    model = asked.model(_GPByHand if by_hand else SingleTaskGP, x, y).eval()
     torch.manual_seed(0)  # which points a function prunes, or what it discretizes, is drawn
     function = asked.make(model, x, y)
-    if by_hand:
-        model.observed = getattr(function, "X_baseline", None)
+    if knows_observed and not hasattr(function, "X_baseline"):
+        return None
+    if knows_observed:
+        for part in getattr(model, "models", [model]):
+            part.observed = function.X_baseline
     points = _points(case, CANDIDATES * asked.q).flip(0).view(CANDIDATES, asked.q, D).add(0.01).requires_grad_(True)
 
     def evaluate() -> torch.Tensor:
@@ -414,11 +438,11 @@ NOT_BY_HAND = {
 
 def _task(case: Case, provider: str) -> Task | None:
     """Return the work of `case`, or None where it cannot be done by hand."""
-    by_hand = provider == BY_HAND
-    if case.case == SAMPLING:
+    by_hand = provider in (BY_HAND, KNOWING)
+    if case.case in ACQUISITIONS and (ACQUISITIONS[case.case].by_hand or not by_hand):
+        return _acquisition(case, by_hand, provider == KNOWING)
+    if case.case == SAMPLING and provider != KNOWING:
         return _sampling(case, by_hand)
-    if case.case in ACQUISITIONS:
-        return _acquisition(case, by_hand) if ACQUISITIONS[case.case].by_hand or not by_hand else None
     return None if by_hand else NOT_BY_HAND[case.case](case)
 
 
@@ -427,7 +451,7 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     variants, results, brief = {}, {}, case.case in BRANCHING
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # BoTorch's advice on scaling and restarts would tear the progress bar
-        for provider in (STOCK, TENSORS, BY_HAND):
+        for provider in (STOCK, TENSORS, BY_HAND, KNOWING):
             way = STOCK if provider == STOCK else TENSORS
             task = run_in(way, partial(_task, case, provider))()
             if task is None:
@@ -458,15 +482,16 @@ tables = partial(
     | N
     | TIMES_AND_RATIO
     | {
-        f"stock / {BY_HAND}": over(STOCK, BY_HAND),
+        **{f"stock / {provider}": over(STOCK, provider) for provider in (BY_HAND, KNOWING)},
         "distance of results": lambda row, found: f"{found[TENSORS].values['distance_from_stock']:.0e}",
     },
     caption=f"{IN_TURN} {BY_HAND.capitalize()}: of a model whose posterior is a few operations of torch, with nothing "
-    "of GPyTorch's in between, and which knows the points observed among those that it is asked for. Samples: "
-    f"{SAMPLES}; fantasies of qKG: {FANTASIES}; unless nothing is pruned, functions keep of the points observed those "
-    "that may be best. Distance: of the numbers found, relative; of a fit the loss at its end; in the loop, of what "
-    "the candidates of both ways are worth to stock's acquisition function, each round from the same data. The loop "
-    f"starts with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
+    "of GPyTorch's in between (of ModelListGP, each of its models). Knowing the observed: it is told which points "
+    "those are, and differentiates nothing in them. Functions keep of the points observed those that may be best, "
+    f"unless nothing is pruned, or they are given {KEPT} and keep them. Samples: {SAMPLES}; fantasies of qKG: "
+    f"{FANTASIES}. Distance: of the numbers found, relative; of a fit the loss at its end; in the loop, of what the "
+    "candidates of both ways are worth to stock's acquisition function, each round from the same data. The loop starts "
+    f"with {FIRST_POINTS} points and takes {ROUNDS} rounds ({QUICK_ROUNDS} in a quick run).",
 )
 pictures = partial(
     dot_pictures,

@@ -20,13 +20,13 @@ from torch.nn.functional import one_hot, softplus
 
 import gpytorch
 from gpytorch import kernels as k
-from gpytorch import means
+from gpytorch import means, variational
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood, Likelihood, MultitaskGaussianLikelihood
 
 from ..shared.measuring import STOCK_MATRICES, Advance, Variant, check_same, fits, noted, rows_in_turn, steps_in
-from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem
+from ..shared.models import D, dense_at_every_n, loss_and_gradient, sample_problem, training_step
 from ..shared.options import DTYPES, InputError, Options
 from ..shared.pictures import dot_pictures
 from ..shared.rows import Case, Row, machine_of
@@ -96,15 +96,17 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "multitask": lambda: k.MultitaskKernel(k.RBFKernel(), 2),
     "coregionalization": lambda: k.LCMKernel([k.RBFKernel(), k.MaternKernel()], 2, rank=1),
 }
-#: Those that keep a structure, and stay upstream's.
+KRONECKER, VARIATIONAL = "KroneckerMultiTaskGP", "variational GP"
+#: What keeps a structure, and stays upstream's.
 LEFT = ("linear", "random features", "inducing points", "interpolated grid", "multitask", "coregionalization")
-_OF_BOTORCH = ("categorical", "mixed", "infinite", "linear truncated", "RBF x", "orthogonal", "separate")
+LEFT += (KRONECKER, VARIATIONAL)
+_OF_BOTORCH = ("categorical", "mixed", "infinite", "linear truncated", "RBF x", "orthogonal", "separate", KRONECKER)
 
 
 def available() -> tuple[str, ...]:
-    """Return the names of the kernels, without BoTorch's where it is not installed."""
+    """Return the names of the kernels and of the models, without BoTorch's where it is not installed."""
     has_botorch = find_spec("botorch") is not None
-    return tuple(name for name in KERNELS if has_botorch or not name.startswith(_OF_BOTORCH))
+    return tuple(name for name in (*KERNELS, KRONECKER, VARIATIONAL) if has_botorch or not name.startswith(_OF_BOTORCH))
 
 
 def inputs_of(name: str, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -130,6 +132,10 @@ def _made(name: str, dtype: torch.dtype) -> Kernel:
         torch.set_default_dtype(before)
 
 
+def _targets(x: torch.Tensor) -> torch.Tensor:
+    return torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(x.size(0), generator=torch.Generator().manual_seed(0)).to(x)
+
+
 class KernelGP(gpytorch.models.ExactGP):
     """A constant mean and the kernel of that name, of one output or several."""
 
@@ -138,7 +144,7 @@ class KernelGP(gpytorch.models.ExactGP):
         for part in kernel.modules():
             getattr(part, "_priors", {}).clear()  # some of BoTorch's bring their own
         outputs = kernel.num_outputs_per_input(x, x)
-        y = torch.sin(3 * x).sum(-1) + 0.3 * torch.randn(x.size(0), generator=torch.Generator().manual_seed(0)).to(x)
+        y = _targets(x)
         likelihood: Likelihood = GaussianLikelihood() if outputs == 1 else MultitaskGaussianLikelihood(outputs)
         super().__init__(x, y if outputs == 1 else y.unsqueeze(-1).repeat(1, outputs), likelihood)
         self.covar_module, self.is_multitask = kernel, outputs > 1
@@ -152,6 +158,37 @@ class KernelGP(gpytorch.models.ExactGP):
         """Return the prior at `x`."""
         distribution = MultitaskMultivariateNormal if self.is_multitask else MultivariateNormal
         return distribution(self.mean_module(x), self.covar_module(x))
+
+
+class VariationalGP(gpytorch.models.ApproximateGP):
+    """A constant mean and an RBF kernel, with the first training points for inducing points."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        inducing_points = x[:20].clone()
+        distribution = variational.CholeskyVariationalDistribution(len(inducing_points), mean_init_std=0)
+        super().__init__(variational.VariationalStrategy(self, inducing_points, distribution))
+        self.mean_module, self.covar_module = means.ConstantMean(), _scaled(k.RBFKernel)()
+        self.likelihood, self.train_inputs, self.train_targets = GaussianLikelihood(), (x,), y
+        self.to(x)
+
+    def forward(self, x: torch.Tensor) -> MultivariateNormal:
+        """Return the prior at `x`."""
+        return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def _model(name: str, x: torch.Tensor) -> torch.nn.Module:
+    torch.manual_seed(0)  # some parameters begin at random
+    y = _targets(x)
+    if name == VARIATIONAL:
+        return VariationalGP(x, y)
+    if name == KRONECKER:
+        return import_module("botorch.models").KroneckerMultiTaskGP(x, torch.stack([y, y.flip(0)], dim=-1))
+    return KernelGP(name, x)
+
+
+def _step(model: torch.nn.Module) -> Callable[[], torch.Tensor]:
+    bound = gpytorch.mlls.VariationalELBO(model.likelihood, model, num_data=len(model.train_targets))
+    return training_step(model, bound if isinstance(model, VariationalGP) else None)
 
 
 def cases(options: Options) -> list[Case]:
@@ -205,11 +242,11 @@ def measure(case: Case, options: Options, advance: Advance) -> list[Row]:
     x = inputs_of(case.case, case.n, DTYPES[case.dtype], case.device)
     with dense_at_every_n(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        variants, results = steps_in((STOCK, TENSORS), partial(KernelGP, case.case, x))
+        variants, results = steps_in((STOCK, TENSORS), partial(_model, case.case, x), _step)
         is_left = case.case in LEFT
         if takes_tensors(variants[TENSORS].run) == is_left:
             raise RuntimeError(f"The training step of {case} {'took' if is_left else 'did not take'} the tensor path.")
-        model = KernelGP(case.case, x)
+        model = _model(case.case, x)
         if not is_left and not model.is_multitask:
             variants[BY_HAND] = Variant(run_in(STOCK, by_hand(model)))
             results[BY_HAND] = loss_and_gradient(model, variants[BY_HAND].run)

@@ -61,11 +61,13 @@ class Variant:
 
 
 def steps_in(
-    ways: tuple[str, ...], make: Callable[[], torch.nn.Module]
+    ways: tuple[str, ...],
+    make: Callable[[], torch.nn.Module],
+    step_of: Callable[[torch.nn.Module], Callable[[], torch.Tensor]] = training_step,
 ) -> tuple[dict[str, Variant], dict[str, torch.Tensor]]:
     """Return a training step in each of the ways, each of a model of its own, and the loss and gradient of each."""
     models = {way: make() for way in ways}
-    variants = {way: Variant(run_in(way, training_step(model))) for way, model in models.items()}
+    variants = {way: Variant(run_in(way, step_of(model))) for way, model in models.items()}
     return variants, {way: loss_and_gradient(model, variants[way].run) for way, model in models.items()}
 
 

@@ -46,9 +46,12 @@ def make_model(train_x: torch.Tensor, train_y: torch.Tensor, kernel: str = "rbf"
     return model
 
 
-def training_step(model: ExactGP) -> Callable[[], torch.Tensor]:
-    """Return the step without the optimizer: zero_grad, forward, backward. It returns the loss."""
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+def training_step(model: ExactGP, mll: gpytorch.mlls.MarginalLogLikelihood | None = None) -> Callable[[], torch.Tensor]:
+    """Return the step without the optimizer: zero_grad, forward, backward. It returns the loss.
+
+    :param mll: What is maximized (Default: the exact marginal log likelihood).
+    """
+    mll = mll or gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
     (train_x,), train_y = model.train_inputs, model.train_targets
 
     def step() -> torch.Tensor:
