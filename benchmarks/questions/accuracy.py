@@ -23,7 +23,7 @@ from ..shared.machine import stamp
 from ..shared.measuring import Advance, distance
 from ..shared.models import ExactGP, dense_at_every_n, mean_and_variance, sample_problem, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curve_pictures
+from ..shared.pictures import Curve, Panel, curve_pictures
 from ..shared.rows import Case, Row, by_case, by_provider, grouped, machine_of
 from ..shared.tables import WAY, Table, case_tables, listed
 from ..shared.ways import STOCK, TENSORS, WAYS
@@ -214,15 +214,15 @@ def _remark(rows: list[Row]) -> str:
     return " ".join(sentences)
 
 
-def _panels(rows: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    def curve(lines: list[Row], name: str) -> tuple[list[float], list[float]]:
-        return [_noise(row.case) for row in lines], [row.values[name] for row in lines]
+def _panels(rows: list[Row]) -> list[Panel]:
+    def curve(lines: list[Row], name: str) -> Curve:
+        return Curve([_noise(row.case) for row in lines], [row.values[name] for row in lines])
 
     known = {name: by_provider([row for row in rows if name in row.values]) for name in WHAT}
-    return {
-        f"Relative error of the {name}": {way: curve(lines, name) for way, lines in by_way.items()}
+    return [
+        Panel(f"Relative error of the {name}", {way: curve(lines, name) for way, lines in by_way.items()})
         for name, by_way in known.items()
-    }
+    ]
 
 
 pictures = partial(

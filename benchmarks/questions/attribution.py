@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.ticker import PercentFormatter
 from torch.nn.functional import softplus
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,7 +34,7 @@ from ..shared import bare
 from ..shared.measuring import Advance, Variant, cases_of, check_same, noted, rows_in_turn, with_room
 from ..shared.models import ExactGP, loss_and_gradient, model_of, training_step
 from ..shared.options import Options
-from ..shared.pictures import share_pictures
+from ..shared.pictures import Curve, Panel, curve_pictures
 from ..shared.rows import Case, Found, Row, by_case, grouped, setting
 from ..shared.tables import (
     Cell,
@@ -210,9 +211,14 @@ def _remark(rows: list[Row]) -> str:
     )
 
 
-pictures = partial(
-    share_pictures,
-    title=lambda row: f"{TITLE}\n{describe(row)}",
-    what="Share of the flag-off step saved",
-    shares=lambda found: {name: part / found[STOCK].p50 for name, part in parts(found).items()},
-)
+def _panels(rows: list[Row]) -> list[Panel]:
+    cases = by_case(rows)
+    shares = {
+        name: Curve([case.n for case in cases], [parts(found)[name] / found[STOCK].p50 for found in cases.values()])
+        for name in PARTS
+    }
+    label = "Share of the flag-off step saved"
+    return [Panel(label, shares, is_log=False, form=PercentFormatter(1), reference=0)]
+
+
+pictures = partial(curve_pictures, title=lambda row: f"{TITLE}\n{describe(row)}", panels=_panels)

@@ -13,7 +13,7 @@ import torch
 
 from ..shared.measuring import Advance, Variant, rows_in_turn, with_room
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curve_pictures
+from ..shared.pictures import Curve, Panel, curve_pictures
 from ..shared.rows import Case, Found, Row, by_case
 from ..shared.tables import WAY, case_tables, describe, milliseconds, once, times, titled
 from ..shared.ways import STOCK, TENSORS
@@ -72,17 +72,15 @@ tables = partial(
 )
 
 
-def _panels(rows: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+def _panels(rows: list[Row]) -> list[Panel]:
     found = by_case(rows)
-    series = {
-        f"{way} / {limit}": (
-            [case.n for case in found],
-            [named[way].p50 / limits(named)[limit] for named in found.values()],
-        )
+    sizes = [case.n for case in found]
+    over = {
+        f"{way} / {limit}": Curve(sizes, [named[way].p50 / limits(named)[limit] for named in found.values()])
         for way in (STOCK, TENSORS)
         for limit in LIMITS[:2]
     }
-    return {"Time / limit": series}
+    return [Panel("Time / limit", over)]
 
 
 pictures = partial(curve_pictures, title=lambda row: f"{TITLE}\n{describe(row)}", panels=_panels)

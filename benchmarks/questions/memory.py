@@ -12,7 +12,7 @@ from ..shared.machine import stamp
 from ..shared.measuring import Advance, cases_of, does_fit, with_room
 from ..shared.models import D, mean_and_variance, model_of, test_points_of, training_step
 from ..shared.options import DTYPES, Options
-from ..shared.pictures import curve_pictures
+from ..shared.pictures import Curve, Panel, curve_pictures
 from ..shared.rows import Case, Found, Row, by_provider, grouped, setting
 from ..shared.tables import WAY, Cell, N, Table, case_tables, describe, mebibytes, say, titled
 from ..shared.ways import LOG_PROB, NO_COPY, STOCK, TENSORS, WAYS_CAPTION, run_in
@@ -126,12 +126,12 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def pictures(rows: list[Row], folder: Path) -> list[Path]:
-    def panels(group: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        series = {
-            name: ([row.case.n for row in lines], [row.values["buffers"] for row in lines])
+    def panels(group: list[Row]) -> list[Panel]:
+        buffers = {
+            name: Curve([row.case.n for row in lines], [row.values["buffers"] for row in lines])
             for name, lines in by_provider(group).items()
         }
-        return {"Peak memory (n x n matrices)": series}
+        return [Panel("Peak memory (n x n matrices)", buffers, is_log=False)]
 
     steps = [row for row in rows if row.mode == STEP]
-    return curve_pictures(steps, folder, lambda row: f"{TITLE}\n{describe(row)}", panels, y_log=False)
+    return curve_pictures(steps, folder, lambda row: f"{TITLE}\n{describe(row)}", panels)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -14,15 +14,18 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import Formatter, FuncFormatter, NullFormatter
 
-from .rows import Found, Row, by_case, by_provider, grouped, setting
+from .rows import Row, by_provider, grouped, setting
 from .tables import Title, conditions
 from .ways import STOCK, WAYS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker says it once more.
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")  # 0.1, 1, 10 instead of powers
 
 STYLE = {
     "font.size": 10,
@@ -36,12 +39,6 @@ STYLE = {
     "savefig.dpi": 200,
     "savefig.bbox": "tight",
 }
-
-
-def plain_numbers(axis: matplotlib.axis.Axis) -> None:
-    """Label a logarithmic axis with 0.1, 1, 10 instead of powers."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _ticks_at(axes: Axes, places: set[float]) -> None:
@@ -83,92 +80,94 @@ def file_name(row: Row, *parts: str) -> str:
     return re.sub(r"\W+", "-", " ".join([*words, conditions(row)])) + ".png"
 
 
-def time_pictures(
-    rows: list[Row],
-    folder: Path,
-    title: Title,
-    what: str,
-    base: str = STOCK,
-    floor: str | None = None,
-    key: Callable[[Row], Hashable] = setting,
-    part: Callable[[Row], tuple[str, ...]] = lambda row: (),
-) -> list[Path]:
-    """Plot time against n (with the 20 % to 80 % band) beside its ratio to the base's, one picture for each setting.
+class Curve(NamedTuple):
+    """The points of a curve, and the band around it, if it has one."""
 
-    :param floor: A provider that does only a part of the work: it has a time and no ratio.
-    :param what: What is timed, for the axis.
-    :param key: What the rows of a picture have in common.
-    :param part: What tells a picture's file name from those of the question's other pictures.
-    """
-    paths = []
-    for group in grouped(rows, key).values():
-        paths.append(folder / file_name(group[0], *part(group[0])))
-        timed = sorted((row for row in group if row.p50), key=lambda row: row.case.n)
-        base_time = {row.case: row.p50 for row in timed if row.provider == base}
-        looks = _looks(row.provider for row in timed)
-        with _drawn(paths[-1], title(group[0]), 1, 2, figsize=(9.5, 3.8)) as (_, (left, right)):
-            for name, lines in by_provider(timed).items():
-                sizes = [row.case.n for row in lines]
-                p20, p50, p80 = ([getattr(row, p) * 1e3 for row in lines] for p in ("p20", "p50", "p80"))
-                left.plot(sizes, p50, label=name, linewidth=1.5, **looks[name])
-                left.fill_between(sizes, p20, p80, color=looks[name]["color"], alpha=0.15, linewidth=0)
-                paired = [row for row in lines if row.case in base_time and name not in (base, floor)]
-                if paired:
-                    ratios = [base_time[row.case] / row.p50 for row in paired]
-                    right.plot([row.case.n for row in paired], ratios, label=name, linewidth=1.5, **looks[name])
-            for axes in (left, right):
-                axes.set_xscale("log")
-                axes.set_xlabel("Number of training points n")
-                _ticks_at(axes, {row.case.n for row in timed})
-            left.set_yscale("log")
-            plain_numbers(left.yaxis)
-            left.set_ylabel(f"{what} (ms)")
-            left.legend()
-            right.axhline(1, color="0.4", linewidth=1, linestyle="--")
-            right.set_ylabel(f"Time of {base} / time")
-            right.set_ylim(bottom=0)
-    return paths
+    places: list[float]
+    values: list[float]
+    band: tuple[list[float], list[float]] | None = None
+
+
+class Panel(NamedTuple):
+    """One of the panels of a picture."""
+
+    label: str  # of the axis of the values, with their unit
+    curves: dict[str, Curve]  # by name
+    is_log: bool = True  # whether that axis is logarithmic; otherwise it begins at 0
+    form: Formatter | None = None  # of the numbers on that axis
+    reference: float | None = None  # a value to compare with
+
+
+def _times_and_ratios(
+    rows: list[Row], place: Callable[[Row], float], what: str, base: str, floor: str | None = None
+) -> tuple[Panel, Panel]:
+    """Return a panel of times (with the 20 % to 80 % band), and one of the base's times over them."""
+    base_time = {row.case: row.p50 for row in rows if row.provider == base}
+    times, ratios = {}, {}
+    for name, timed in by_provider(rows).items():
+        p20, p50, p80 = ([getattr(row, p) * 1e3 for row in timed] for p in ("p20", "p50", "p80"))
+        times[name] = Curve([place(row) for row in timed], p50, (p20, p80))
+        paired = [row for row in timed if row.case in base_time and name not in (base, floor)]
+        if paired:
+            ratios[name] = Curve([place(row) for row in paired], [base_time[row.case] / row.p50 for row in paired])
+    over = Panel(f"Time of {base} / time", ratios, is_log=False, reference=1)
+    return Panel(f"{what} (ms)", times, form=PLAIN), over
 
 
 def curve_pictures(
     rows: list[Row],
     folder: Path,
     title: Title,
-    panels: Callable[[list[Row]], dict[str, dict[str, tuple[list[float], list[float]]]]],
+    panels: Callable[[list[Row]], Sequence[Panel]],
     x_label: str = "Number of training points n",
-    y_log: bool = True,
     x_falls: bool = False,
     key: Callable[[Row], Hashable] = setting,
     part: Callable[[Row], tuple[str, ...]] = lambda row: (),
 ) -> list[Path]:
     """Plot panels of curves over a logarithmic axis, one picture for each setting.
 
-    :param panels: By the label of its ordinate (with the unit), each panel's curves: their points, by their names.
-    :param y_log: Whether the ordinates are logarithmic, too; otherwise they start at 0.
+    :param panels: The panels that rows make.
     :param x_falls: Whether the abscissa falls to the right.
+    :param key: What the rows of a picture have in common.
+    :param part: What tells a picture's file name from those of the question's other pictures.
     """
     paths = []
-    for group in grouped(rows, key).values():
+    for group in grouped(sorted(rows, key=lambda row: row.case.n), key).values():
         paths.append(folder / file_name(group[0], *part(group[0])))
         made = panels(group)
-        size = (1.5 + 3.6 * len(made), 3.8)
+        looks = _looks(name for panel in made for name in panel.curves)
+        size = (1.5 + 4.0 * len(made), 3.8)
         with _drawn(paths[-1], title(group[0]), 1, len(made), figsize=size, squeeze=False) as (_, all_axes):
-            for axes, (y_label, series) in zip(all_axes[0], made.items(), strict=True):
-                looks = _looks(series)
-                for name, (xs, ys) in series.items():
+            for axes, panel in zip(all_axes[0], made, strict=True):
+                for name, (xs, ys, band) in panel.curves.items():
                     axes.plot(xs, ys, label=name, linewidth=1.5, **looks[name])
+                    if band is not None:
+                        axes.fill_between(xs, *band, color=looks[name]["color"], alpha=0.15, linewidth=0)
                 axes.set_xscale("log")
                 axes.set_xlabel(x_label)
-                axes.set_ylabel(y_label)
-                _ticks_at(axes, {x for xs, _ in series.values() for x in xs})
+                axes.set_ylabel(panel.label)
+                _ticks_at(axes, {x for curve in panel.curves.values() for x in curve.places})
                 if x_falls:
                     axes.invert_xaxis()
-                if y_log:
-                    axes.set_yscale("log")
-                else:
-                    axes.set_ylim(bottom=0)
+                _scale(axes, axes.yaxis, panel)
             all_axes[0][0].legend()
     return paths
+
+
+def time_pictures(
+    rows: list[Row], folder: Path, title: Title, what: str, base: str = STOCK, floor: str | None = None, **options: Any
+) -> list[Path]:
+    """Plot time against n beside its ratio to the base's, one picture for each setting.
+
+    :param what: What is timed, for the axis.
+    :param floor: A provider that does only a part of the work: it has a time and no ratio.
+    :param options: As of :func:`curve_pictures`.
+    """
+
+    def panels(group: list[Row]) -> tuple[Panel, Panel]:
+        return _times_and_ratios([row for row in group if row.p50], lambda row: row.case.n, what, base, floor)
+
+    return curve_pictures(rows, folder, title, panels, **options)
 
 
 def dot_pictures(
@@ -182,57 +181,41 @@ def dot_pictures(
 ) -> list[Path]:
     """Plot times and their ratios to stock's, a line of dots a problem: one picture for each setting.
 
-    :param label: Names the problem of a row; the others are those of :func:`time_pictures`.
+    :param label: Names the problem of a row; the others are those of :func:`curve_pictures`.
     """
     paths = []
     for group in grouped(rows, key).values():
         paths.append(folder / file_name(group[0], *part(group[0])))
         names = {row.case: label(row) for row in sorted(group, key=lambda row: row.case.n, reverse=True)}
         height = {case: place for place, case in enumerate(names)}
-        base_time = {row.case: row.p50 for row in group if row.provider == STOCK}
-        looks = _looks(row.provider for row in group)
+        made = _times_and_ratios(group, lambda row, height=height: height[row.case], what, STOCK)
+        looks = _looks(made[0].curves)
         size = (9.5, 1.7 + 0.32 * len(names))
-        with _drawn(paths[-1], title(group[0]), 1, 2, figsize=size, sharey=True) as (figure, (left, right)):
-            for name, lines in by_provider(group).items():
-                places = [height[row.case] for row in lines]
-                low, p50, high = ([getattr(row, p) * 1e3 for row in lines] for p in ("p20", "p50", "p80"))
-                left.hlines(places, low, high, color=looks[name]["color"])
-                left.plot(p50, places, linestyle="", label=name, **looks[name])
-                paired = [row for row in lines if name != STOCK and row.case in base_time]
-                if paired:
-                    places = [height[row.case] for row in paired]
-                    right.plot([base_time[row.case] / row.p50 for row in paired], places, linestyle="", **looks[name])
-            left.set_yticks(range(len(names)), list(names.values()))
-            left.set_ylim(-0.6, len(names) - 0.4)
-            left.set_xscale("log")
-            plain_numbers(left.xaxis)
-            left.set_xlabel(f"{what} (ms)")
-            right.axvline(1, color="0.4", linewidth=1, linestyle="--")
-            right.set_xlim(left=0)
-            right.set_xlabel(f"Time of {STOCK} / time")
+        with _drawn(paths[-1], title(group[0]), 1, 2, figsize=size, sharey=True) as (figure, all_axes):
+            for axes, panel in zip(all_axes, made, strict=True):
+                for name, (places, values, band) in panel.curves.items():
+                    if band is not None:
+                        axes.hlines(places, *band, color=looks[name]["color"])
+                    dots = {"label": name} if panel is made[0] else {}
+                    axes.plot(values, places, linestyle="", **dots, **looks[name])
+                axes.set_xlabel(panel.label)
+                _scale(axes, axes.xaxis, panel)
+            all_axes[0].set_yticks(range(len(names)), list(names.values()))
+            all_axes[0].set_ylim(-0.6, len(names) - 0.4)
             figure.legend(loc="outside lower center", ncols=4)
     return paths
 
 
-def share_pictures(
-    rows: list[Row], folder: Path, title: Title, what: str, shares: Callable[[Found], dict[str, float]]
-) -> list[Path]:
-    """Plot shares, by the names of the parts, as bars side by side for each n: one picture for each setting."""
-    paths = []
-    for group in grouped(rows, setting).values():
-        paths.append(folder / file_name(group[0]))
-        found = {f"{case.n:,}": shares(found) for case, found in by_case(group).items()}
-        parts = list(next(iter(found.values())))
-        width = 0.8 / len(parts)
-        with _drawn(paths[-1], title(group[0]), figsize=(6.5, 4.3)) as (figure, axes):
-            for number, part in enumerate(parts):
-                places = [place + (number - (len(parts) - 1) / 2) * width for place in range(len(found))]
-                axes.bar(places, [each[part] for each in found.values()], width, label=part, color=COLOURS[number])
-            axes.axhline(0, color="0.4", linewidth=1)
-            axes.set_xticks(range(len(found)), list(found))
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-            axes.set_xlabel("Number of training points n")
-            axes.set_ylabel(what)
-            axes.grid(axis="x", visible=False)
-            figure.legend(loc="outside lower center", ncols=2)
-    return paths
+def _scale(axes: Axes, axis: Axis, panel: Panel) -> None:
+    """Scale the axis of a panel's values."""
+    name = axis.axis_name
+    if panel.is_log:
+        axes.set(**{f"{name}scale": "log"})
+    elif panel.curves:
+        least = min(min(curve.values) for curve in panel.curves.values())
+        axes.set(**{f"{name}lim": (min(0, 1.1 * least), None)})
+    if panel.form is not None:
+        axis.set_major_formatter(panel.form)
+        axis.set_minor_formatter(NullFormatter())
+    if panel.reference is not None:
+        (axes.axhline if name == "y" else axes.axvline)(panel.reference, color="0.4", linewidth=1, linestyle="--")
