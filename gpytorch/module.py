@@ -36,7 +36,7 @@ def zero_grad(self, set_to_none: bool = True) -> None:
 
 
 def _has_torchs_parameters(module: torch.nn.Module) -> bool:
-    # What torch asks to find the parameters, none of it overridden, and no replica, of which torch warns
+    # Whether nothing is overridden that torch calls to find the parameters. (Of a replica, torch warns.)
     cls, torchs = type(module), torch.nn.Module
     return (
         cls.parameters is torchs.parameters

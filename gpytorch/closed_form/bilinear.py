@@ -16,7 +16,7 @@ from .stationary import Rows
 
 class Bilinear:
     r"""
-    :math:`\mathbf P \mathbf B \mathbf P'^\top`, in terms of tensors that are to come.
+    :math:`\mathbf P \mathbf B \mathbf P'^\top`, of tensors that are handed over when it is evaluated.
 
     :param rows: Where :math:`\mathbf P` stands among the tensors (... x N x T).
     :param cols: Where :math:`\mathbf P'` stands (... x M x T); `rows` for the covariance of points with themselves.

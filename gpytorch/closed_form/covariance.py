@@ -92,9 +92,9 @@ class ClosedForm:
 
 
 class ClosedFormPrior:
-    """The covariance matrix of the rows of another with themselves, before it is evaluated.
+    """The prior covariance matrix of test points, K(test, test), before it is evaluated.
 
-    :param cross: The other matrix.
+    :param cross: K(test, train), whose rows are the same points and whose expression it shares.
     """
 
     __slots__ = ("cross",)

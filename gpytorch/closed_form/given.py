@@ -15,8 +15,8 @@ from .stationary import Rows
 
 class Given:
     r"""
-    A matrix :math:`\mathbf K` that is itself one of the tensors that are to come: what a kernel without a closed form
-    has evaluated. Its cotangent goes on into the kernel by autograd.
+    A matrix :math:`\mathbf K` that is itself one of the tensors that are handed over: what a kernel without a closed
+    form has evaluated. Its cotangent goes on into the kernel by autograd.
 
     :param slot: Where the matrix stands among the tensors (... x N x M).
     """

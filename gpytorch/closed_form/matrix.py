@@ -169,7 +169,7 @@ class KernelMatrix:
             self._evaluate_weighted(rows, cols, record)
         if symmetric and not grad.is_contiguous():
             grad = grad.mT  # from LAPACK's order of the elements to that of the rest
-        # The cotangents of the matrices that steps still to come, or rather gone, have made
+        # On the way back: the cotangents of the matrices that the steps not yet gone through have made
         stack: list[Weighted] = [(grad, None)]
         for step, kept in zip(reversed(self.expression), reversed(record), strict=True):
             grad, weight = stack.pop()

@@ -27,7 +27,7 @@ Evaluated = tuple[Tensor, Tensor, float, Tensor | None, tuple[Tensor, Tensor, Te
 class Stationary:
     r"""
     :math:`s \, k(\Vert \mathbf z_i - \mathbf z'_j \Vert)` with :math:`\mathbf z = (\mathbf x - \mathbf c) / \ell`, in
-    terms of tensors that are to come.
+    terms of tensors that are handed over when it is evaluated.
 
     Distances do not depend on the origin :math:`\mathbf c`, nor do gradients; their rounding does.
 

@@ -9,7 +9,11 @@ from ..closed_form.covariance import ClosedForm, ClosedFormPrior, closed_form
 
 
 class Evaluated:
-    """An operator as what :class:`ClosedForm` is for kernels that have none."""
+    """A covariance matrix whose kernel has no closed form, with the methods of :class:`ClosedForm` and
+    :class:`ClosedFormPrior` that predictions and fantasies call.
+
+    :param covar: The matrix as an operator.
+    """
 
     terms = None  # it has no expression
 
