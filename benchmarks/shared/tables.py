@@ -130,9 +130,14 @@ def versions_of(row: Row) -> str:
     return ", ".join(f"{name} {version}" for name, version in row.versions.items())
 
 
-def software(row: Row) -> str:
-    """Return in a line with what `row` was measured."""
-    return f"{versions_of(row)}; commit {row.commit}; {row.date}"
+def software(rows: list[Row]) -> str:
+    """Return in a line with what `rows` were measured, which may be of several commits."""
+    versions, commits, dates = (dict.fromkeys(values) for values in zip(*map(_origin, rows), strict=True))
+    return f"{'; '.join(versions)}; commit {', '.join(commits)}; {' to '.join(dict.fromkeys([min(dates), max(dates)]))}"
+
+
+def _origin(row: Row) -> tuple[str, str, str]:
+    return versions_of(row), row.commit, row.date
 
 
 def describe(row: Row) -> str:
@@ -197,7 +202,7 @@ def case_tables(
             for found in by_case(group).values()
             for row in ([row for way, row in found.items() if way in ways] if ways else list(found.values())[:1])
         ]
-        made.append(Table(title(group[0]), list(columns), lines, caption, software(group[0])))
+        made.append(Table(title(group[0]), list(columns), lines, caption, software(group)))
     return made
 
 
