@@ -240,15 +240,14 @@ def _add_of_rows(
         slot = bound.kernel.rows
         if not needed[slot]:
             continue
-        z1, _ = bound.scaled_inputs()
+        z1, z2 = bound.scaled_inputs()
         # Of each row of A, by way of (1, z'): what the products of V have is in a column each (... x M x R x (D + 1))
-        ones_and_z = shared.ones_and_z(bound)
-        if slope.numel() * ones_and_z.size(-2) <= MANY_PRODUCTS:
+        if slope.numel() * (1 + z2.size(-1)) <= MANY_PRODUCTS:
             columns, restore = as_columns(slope.shape[:-2], left.mT)
             products = restore(shared.slopes_by_coordinate[number] @ columns)
             products = products.unflatten(-2, (slope.size(-2), -1)).mT
         else:
-            rows = (left.unsqueeze(-2) * ones_and_z.unsqueeze(-3)).flatten(-3, -2)
+            rows = (left.unsqueeze(-2) * shared.ones_and_z(bound).unsqueeze(-3)).flatten(-3, -2)
             columns, restore = as_columns(slope.shape[:-2], rows.mT)
             products = restore(slope @ columns).unflatten(-1, (left.size(-2), -1))
         differences = products[..., :1] * z1.unsqueeze(-2) - products[..., 1:]
