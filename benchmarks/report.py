@@ -22,9 +22,9 @@ from .shared.tables import (
     markdown_table,
     milliseconds,
     say,
+    software,
     span,
     times,
-    versions_of,
 )
 from .shared.ways import STOCK, TENSORS
 
@@ -178,6 +178,4 @@ def measured_on(rows: list[Row]) -> list[str]:
     if not rows:
         return []
     machines = dict.fromkeys(conditions(row) for row in rows)
-    programs = dict.fromkeys(f"{versions_of(row)}; commit {row.commit}" for row in rows)
-    dates = [row.date for row in rows]
-    return ["; ".join(machines), f"{'; '.join(programs)}; {' to '.join(dict.fromkeys([min(dates), max(dates)]))}"]
+    return ["; ".join(machines), software(rows)]

@@ -132,12 +132,9 @@ def versions_of(row: Row) -> str:
 
 def software(rows: list[Row]) -> str:
     """Return in a line with what `rows` were measured, which may be of several commits."""
-    versions, commits, dates = (dict.fromkeys(values) for values in zip(*map(_origin, rows), strict=True))
+    versions, commits = dict.fromkeys(map(versions_of, rows)), dict.fromkeys(row.commit for row in rows)
+    dates = [row.date for row in rows]
     return f"{'; '.join(versions)}; commit {', '.join(commits)}; {' to '.join(dict.fromkeys([min(dates), max(dates)]))}"
-
-
-def _origin(row: Row) -> tuple[str, str, str]:
-    return versions_of(row), row.commit, row.date
 
 
 def describe(row: Row) -> str:
