@@ -98,6 +98,21 @@ def test_inverse_on_cuda_is_the_inverse(
     assert_near((inverse @ matrix).cpu(), identity, rtol=1e-10)
 
 
+@pytest.mark.parametrize("n", [N, 400, LARGE])
+def test_sums_over_the_inverse_on_cuda_are_as_exact_in_float32_as_by_solves(n: int) -> None:
+    errors = []
+    for seed in range(8):
+        x = inputs(n, 1, seed=seed).cuda()
+        kernel, identity = (x - x.mT).square().neg().exp(), torch.eye(n, dtype=x.dtype, device=x.device)
+        factor = torch.linalg.cholesky(kernel + 0.1 * identity).float()
+        solved = torch.cholesky_solve(identity.float(), factor)
+        inverses = torch.cholesky_inverse(factor.double()), solved, cholesky_inverse_(factor.mT.contiguous().mT)
+        exact, theirs, ours = ((inverse.double() * kernel).sum().cpu() for inverse in inverses)
+        errors.append(torch.stack([ours - exact, theirs - exact]).abs() / exact)
+    ours, theirs = torch.stack(errors).clamp_min(1e-9).log().mean(0).exp()
+    assert ours <= 2 * theirs
+
+
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_training_step_on_cuda_waits_once(batch: tuple[int, ...]) -> None:
     mll = gp("rbf", batch).cuda()

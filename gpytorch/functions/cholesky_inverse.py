@@ -36,8 +36,10 @@ _PRODUCT_UP_TO, _PRODUCT_ON_THREADS_UP_TO = (64, 256) if _is_intels() else (0, 0
 # On CUDA, where torch.cholesky_inverse solves for the identity, for one matrix of a batch after the other, the product
 # takes from a half to a tenth of that, and beyond this size more than blocks put together.
 _PRODUCT_ON_CUDA_UP_TO = 3000
-# The product is summed over about so many rows at a time, each of which reaches to the diagonal only. In single
-# precision a longer sum rounds more than potri does: the gradient of a scale would be several times further off.
+# The product is summed over about so many rows at a time, each of which reaches to the diagonal only. A longer sum of
+# squares in single precision comes out too small, always: the gradient of a scale, in which the diagonal's share nearly
+# cancels, would be up to twenty times as far off as by potri. On CUDA, where many products take many launches, the
+# diagonal is summed once more in double precision.
 _PRODUCT_ROWS = {torch.float32: 32, torch.float64: 64}
 _PRODUCT_ROWS_ON_CUDA = 1024
 
@@ -110,14 +112,18 @@ def _inverse_root(factor: Tensor) -> Tensor:
 def _product_of_root_(root: Tensor, out: Tensor) -> Tensor:
     # L^-T L^-1, where L^-1 is lower triangular
     n, size = root.size(-1), _PRODUCT_ROWS_ON_CUDA if root.is_cuda else _PRODUCT_ROWS[root.dtype]
-    if n <= 2 * size:
-        return torch.matmul(root.mT, root, out=out)
     stop = n
+    if n <= 2 * size:
+        torch.matmul(root.mT, root, out=out)
+        stop = 0
     while stop:
         start = stop - size if 8 * stop > 9 * size else 0  # no product of a few rows at the end
         rows = root[..., start:stop, :stop]
         add_product_(out[..., :stop, :stop], rows.mT, rows, beta=int(stop < n))
         stop = start
+    if root.is_cuda and root.dtype is torch.float32:
+        squares = torch.linalg.vector_norm(root, dim=-2, dtype=torch.float64).square_()
+        out.diagonal(dim1=-2, dim2=-1).copy_(squares)
     return out
 
 
