@@ -457,6 +457,15 @@ def test_question(question, words, tmp_path, monkeypatch, capsys):
     assert QUESTIONS[question] and capsys.readouterr().out
 
 
+def test_pictures_are_of_all_rows_on_record(tmp_path):
+    shown = []
+    question = SimpleNamespace(tables=lambda rows: [], pictures=lambda rows, folder: shown.extend(rows) or [])
+    recorded = make_rows(sizes=(20, 40))
+    record.write(tmp_path / "uci.json", recorded)
+    run.show(question, [row for row in recorded if row.case.n == 20], Options(output=tmp_path))
+    assert shown == recorded
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_posterior_by_hand_is_the_posterior(outputs):
     """At candidates alone and behind the training points, whole and by rows."""

@@ -132,12 +132,13 @@ def pictures_of(question: ModuleType, rows: list[Row], folder: Path) -> list[Pat
 
 
 def show(question: ModuleType, rows: list[Row], options: Options) -> None:
-    """Print the tables and remarks that `rows` make, and write the pictures."""
+    """Print the tables and remarks that `rows` make, and draw the pictures of all rows on record beside them."""
     if not rows:
         return say("Nothing was measured.")
     for table in question.tables(rows):
         print_table(table)
     for remark in remarks_of(question, rows):
         say(remark)
-    written = [options.output / f"{rows[0].case.question}.json", *pictures_of(question, rows, options.output)]
+    path = options.output / f"{rows[0].case.question}.json"
+    written = [path, *pictures_of(question, record.read(path), options.output)]
     say("Written: " + ", ".join(map(str, written)))
