@@ -11,8 +11,9 @@ from torch import Tensor
 from .remembered import remembered
 
 # Up to the first number of differences of coordinates it is less work to take them all than to set up a matrix product
-# for the distances; up to the second, to go through those that are remembered.
-FEW, FEW_AGAIN = 2**13, 2**16
+# for the distances; up to the second, to go through those that are remembered. On CUDA, where such a step takes as long
+# as its launches, that saves a fifth of them; sums over many more differences would keep too few of the cores busy.
+FEW, FEW_AGAIN = 2**13, {"cpu": 2**16, "cuda": 2**18}
 
 # Up to this number of coordinates it is less work to compare points than to center them.
 MANY = 2**16

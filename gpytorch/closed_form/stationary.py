@@ -89,12 +89,8 @@ class Stationary:
         :param again: Whether the inputs are likely to be the same another time.
         """
         x, lengthscale = values[self.rows], self.lengthscale
-        if (
-            self.rows != self.cols
-            or lengthscale is None
-            or x.requires_grad
-            or x.numel() * x.size(-2) > (differences.FEW_AGAIN if again else differences.FEW)
-        ):
+        few = differences.FEW_AGAIN["cuda" if x.is_cuda else "cpu"] if again else differences.FEW
+        if self.rows != self.cols or lengthscale is None or x.requires_grad or x.numel() * x.size(-2) > few:
             return None
         lengthscale = lengthscale.of(values)
         if lengthscale.dtype is not x.dtype or lengthscale.dim() != x.dim() or lengthscale.size(-1) > x.size(-1):
