@@ -88,8 +88,14 @@ def text(results: Path) -> str:
         sizes = ", ".join(f"{stock.case.n:,}" for stock, _ in pairs)
         gained = ", ".join(f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:,.0f}" for ratio in ratios)
         lines.append([line.what, sizes, gained])
-        machine, commit, date = pairs[0][0].machine["cpu"], pairs[0][0].commit, pairs[0][0].date.partition(" ")[0]
-        conditions.setdefault((machine, commit, date), []).append(line.what)
-    said = [f"{', '.join(whats)}: {machine}, {commit}, {date}" for (machine, commit, date), whats in conditions.items()]
+        for measured in dict.fromkeys(_measured(stock) for stock, _ in pairs):
+            conditions.setdefault(measured, []).append(line.what)
+    said = conditions
+    if len(conditions) > 1:
+        said = [f"{', '.join(whats)}: {measured}" for measured, whats in conditions.items()]
     caption = f"Stock / flag on: medians, float64, two cores, torch 2.13, in turn in one process. {'; '.join(said)}."
     return markdown_table(Table(TITLE, ["", "n", "stock / flag on"], lines, caption))
+
+
+def _measured(row: Row) -> str:
+    return f"{row.machine['cpu']}, {row.commit}, {row.date.partition(' ')[0]}"

@@ -119,4 +119,7 @@ def test_latest_rows_say_what_is_gained(results):
     rows += [row(100, "stock", 5.0, "2026-02-01")]  # without the flag there is nothing to compare
     record.write(results / "train.json", rows)
     assert "| a training step | 20 | 2.5 |" in gains.text(results)
-    assert "a training step: Z80, abc, 2026-02-01." in gains.text(results)
+    assert "one process. Z80, abc, 2026-02-01." in gains.text(results)
+    rows += [row(100, "stock", 5.0, "2026-03-01"), row(100, "tensors", 2.0, "2026-03-01")]
+    record.write(results / "train.json", rows)
+    assert "a training step: Z80, abc, 2026-02-01; a training step: Z80, abc, 2026-03-01." in gains.text(results)
