@@ -49,7 +49,7 @@ class SmallKernelLogProb(UntransformedFunction):
     # by. It is divided here since the engine takes as long over a node as over a small operation.
 
     @staticmethod
-    @on_one_thread(lambda ctx, expression, noises, per, residual, *values: residual.numel() * residual.size(-1))
+    @on_one_thread(lambda ctx, expression, noises, per, residual, *values: residual.shape)
     @below_autograd
     def forward(
         ctx, expression: Expression, noises: Sequence[Parameter], per: int, residual: Tensor, *values: Tensor

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gpytorch.functions import kernel_log_prob, one_thread
-from gpytorch.functions.one_thread import MOST_ELEMENTS, on_one_thread, run_on_one_thread
+from gpytorch.functions.one_thread import on_one_thread, run_on_one_thread
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.settings import use_torch_tensors
 
@@ -138,13 +138,14 @@ def test_an_openmp_that_torch_does_not_use_is_not_set(monkeypatch: pytest.Monkey
 
 @needs_openmp
 def test_large_work_keeps_its_threads() -> None:
-    ask = on_one_thread(lambda num_elements: num_elements)(lambda num_elements: torch.get_num_threads())
-    assert [ask(MOST_ELEMENTS), ask(MOST_ELEMENTS + 1)] == [1, NUMBER]
+    ask = on_one_thread(torch.Size)(lambda shape: torch.get_num_threads())
+    shapes = {(0,): 1, (256,): 1, (257,): NUMBER, (2, 256): 1, (2, 257): NUMBER, (3, 256): NUMBER, (2, 4, 128): 1}
+    assert {shape: ask(shape) for shape in shapes} == shapes
 
 
 @needs_openmp
 @pytest.mark.parametrize(
-    ("n", "batch", "number"), [(20, (), 1), (200, (), 1), (201, (), NUMBER), (100, (4,), 1), (100, (5,), NUMBER)]
+    ("n", "batch", "number"), [(20, (), 1), (256, (), 1), (257, (), NUMBER), (100, (13,), 1), (100, (14,), NUMBER)]
 )
 def test_a_small_training_step_runs_on_one_thread(
     n: int, batch: tuple[int, ...], number: int, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +169,7 @@ def test_a_small_training_step_runs_on_one_thread(
     assert found == [number]
 
 
-@pytest.mark.parametrize("n", [30, 230])
+@pytest.mark.parametrize("n", [30, 280])
 def test_steps_repeat_to_the_bit_and_agree_on_any_number_of_threads(n: int) -> None:
     mll = both_ways.exact_gp(ScaleKernel(MaternKernel()), both_ways.inputs(n))
     leaves, found = dict(mll.named_parameters()), {}
