@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import torch
 
-# Up to matrices of so many rows, and so many elements of a batch of them, a training step on one thread is at most 9 %
-# slower than on two: LAPACK gains nothing from more here, and the elementwise passes, which do, are a fifth of it.
-# Beside an optimizer that keeps a BLAS of its own at work it is up to five times as fast.
-MOST_ROWS, MOST_ELEMENTS = 256, 2**17
+# Up to matrices of so many rows LAPACK gains nothing from more threads, and the elementwise passes, which do, are a fifth
+# of a training step: of one matrix it is as fast on one thread as on two, and of a batch of up to so many elements at
+# most a sixth slower. Beside an optimizer that keeps a BLAS of its own at work, which it does for several outputs, it is
+# up to five times as fast.
+MOST_ROWS, MOST_ELEMENTS = 256, 2**18
 
 T = TypeVar("T")
 Setter = Callable[[int], int]
