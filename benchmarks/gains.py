@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .questions import ax
 from .shared.rows import Row, read
-from .shared.tables import Table, markdown_table
+from .shared.tables import Table, listed, markdown_table
 from .shared.ways import STOCK, TENSORS
 
 TITLE = "How many times as fast, or as small in memory"
@@ -79,7 +79,8 @@ def text(results: Path) -> str:
 
     :param results: The folder of the recorded rows.
     """
-    lines, conditions = [], {}
+    lines: list[list[str]] = []
+    measured: dict[str, dict[str, list[Row]]] = {}  # the rows of each line, by machine
     for line in LINES:
         pairs = line.pairs(read(results / f"{line.question}.json"))
         if not pairs:
@@ -88,14 +89,18 @@ def text(results: Path) -> str:
         sizes = ", ".join(f"{stock.case.n:,}" for stock, _ in pairs)
         gained = ", ".join(f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:,.0f}" for ratio in ratios)
         lines.append([line.what, sizes, gained])
-        for measured in dict.fromkeys(_measured(stock) for stock, _ in pairs):
-            conditions.setdefault(measured, []).append(line.what)
-    said = conditions
-    if len(conditions) > 1:
-        said = [f"{', '.join(whats)}: {measured}" for measured, whats in conditions.items()]
+        for stock, _ in pairs:
+            measured.setdefault(stock.machine["cpu"], {}).setdefault(line.what, []).append(stock)
+    said = [_said(machine, of_line, named=len(measured) > 1) for machine, of_line in measured.items()]
     caption = f"Stock / flag on: medians, float64, two cores, torch 2.13, in turn in one process. {'; '.join(said)}."
     return markdown_table(Table(TITLE, ["", "n", "stock / flag on"], lines, caption))
 
 
-def _measured(row: Row) -> str:
-    return f"{row.machine['cpu']}, {row.commit}, {row.date.partition(' ')[0]}"
+def _said(machine: str, of_line: dict[str, list[Row]], named: bool) -> str:
+    rows = sorted((row for rows in of_line.values() for row in rows), key=lambda row: row.date)
+    commits, dates = (
+        dict.fromkeys(row.commit for row in rows),
+        dict.fromkeys(row.date.partition(" ")[0] for row in rows),
+    )
+    said = f"{machine}, {listed(list(commits))}, {listed(list(dates))}"
+    return f"{', '.join(of_line)}: {said}" if named else said

@@ -120,6 +120,11 @@ def test_latest_rows_say_what_is_gained(results):
     record.write(results / "train.json", rows)
     assert "| a training step | 20 | 2.5 |" in gains.text(results)
     assert "one process. Z80, abc, 2026-02-01." in gains.text(results)
-    rows += [row(100, "stock", 5.0, "2026-03-01"), row(100, "tensors", 2.0, "2026-03-01")]
+    rows += [row(100, provider, 5.0, "2026-03-01") for provider in ("stock", "tensors")]
     record.write(results / "train.json", rows)
-    assert "a training step: Z80, abc, 2026-02-01; a training step: Z80, abc, 2026-03-01." in gains.text(results)
+    assert "one process. Z80, abc, 2026-02-01 and 2026-03-01." in gains.text(results)
+    rows += [row(500, provider, 5.0, "2026-04-01", cpu="6502") for provider in ("stock", "tensors")]
+    record.write(results / "train.json", rows)
+    assert "a training step: Z80, abc, 2026-02-01 and 2026-03-01; a training step: 6502, abc, 2026-04-01." in (
+        gains.text(results)
+    )

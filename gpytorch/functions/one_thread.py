@@ -20,9 +20,9 @@ from typing import TypeVar
 import torch
 
 # Up to matrices of so many rows LAPACK gains nothing from more threads, and the elementwise passes, which do, are a
-# fifth of a training step: of one matrix it is as fast on one thread as on two, and of a batch of up to so many elements
-# at most a sixth slower. Beside an optimizer that keeps a BLAS of its own at work, which it does for several outputs,
-# it is up to five times as fast.
+# fifth of a training step: of one matrix it is as fast on one thread as on two, and of a batch of up to so many
+# elements at most a sixth slower. Beside an optimizer that keeps a BLAS of its own at work, which it does for several
+# outputs, it is up to five times as fast.
 MOST_ROWS, MOST_ELEMENTS = 256, 2**18
 
 T = TypeVar("T")
