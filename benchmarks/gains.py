@@ -98,9 +98,7 @@ def text(results: Path) -> str:
 
 def _said(machine: str, of_line: dict[str, list[Row]], named: bool) -> str:
     rows = sorted((row for rows in of_line.values() for row in rows), key=lambda row: row.date)
-    commits, dates = (
-        dict.fromkeys(row.commit for row in rows),
-        dict.fromkeys(row.date.partition(" ")[0] for row in rows),
-    )
-    said = f"{machine}, {listed(list(commits))}, {listed(list(dates))}"
+    commits = listed(list(dict.fromkeys(row.commit for row in rows)))
+    dates = listed(list(dict.fromkeys(row.date.partition(" ")[0] for row in rows)))
+    said = f"{machine}, {commits}, {dates}"
     return f"{', '.join(of_line)}: {said}" if named else said
